@@ -2,17 +2,17 @@
 # on the network volume.
 #   docker build --platform linux/amd64 -t YOU/comfyui-volume-worker:0.1 .
 # Its variants: docker-bake.hcl. How it is tested, its arguments and sizes: docs/image.md.
-# torch brings its own CUDA libraries: of NVIDIA's images the smallest will do.
+# torch brings its own CUDA libraries, so the smallest of NVIDIA's images is enough.
 ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
 FROM ${BASE_IMAGE}
 
-# An argument and not ENV: it is for the build alone.
+# An argument, not ENV: it is only for the build.
 ARG DEBIAN_FRONTEND=noninteractive
 # The Python that ComfyUI runs with, 3.10 to 3.13: that of the venv on the volume, where there is one.
 # Empty is BASE_IMAGE's own (3.12); another comes from the deadsnakes archive for Ubuntu.
 ARG PYTHON_VERSION=""
 
-# ffmpeg, libgl1 and libglib2.0-0 are what custom nodes ask for most; git is for nodes that look at
+# ffmpeg, libgl1 and libglib2.0-0 are what custom nodes need most often; git is for nodes that check
 # their own version; gcc and Python's headers are for Triton, which compiles at run time, and for
 # packages without a wheel; tini reaps processes as PID 1 and passes SIGTERM on.
 RUN apt-get update \
@@ -27,23 +27,23 @@ RUN apt-get update \
     fi \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/*.log
 
-# As the build's environment alone, hence no ENV. Downloads are cached beside the image; what is
-# installed is compiled, so that the first start does not have to.
+# Only for the build, hence not ENV. Downloads are cached outside the image; what is installed is
+# compiled, so that the first start does not have to.
 # SSL_CERT_FILE: a file of BASE_IMAGE with the certificates to trust, behind a proxy that has its own.
 ARG SSL_CERT_FILE
 ARG UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON_DOWNLOADS=never
-# What installs all the rest, in the version that the worker has.
+# Installs all the rest, in the version that the worker has.
 ARG UV="uv==0.13.9"
 
 # ComfyUI's Python: large, changes seldom. PyTorch's own index holds a build for each CUDA version; it
 # must fit the driver of the machines that Runpod may choose (CUDA 13.0 needs driver 580 or newer). An
-# empty index is whichever uv is set to. An address with a password in it would stay in the history.
+# empty index is the one uv is configured with. A password in its URL would stay in the history.
 ARG TORCH="torch==2.13.0 torchvision==0.28.0 torchaudio==2.11.0"
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cu130
 # Packages to leave out, as an extended regular expression: those that do not fit another torch.
 ARG COMFYUI_LEFT_OUT=""
 COPY requirements/comfyui.txt requirements/comfyui-constraints.txt requirements/image.txt /tmp/requirements/
-# torch says which setuptools it works with. The .pth gives torch to a venv that is made with
+# torch says which setuptools it works with. The .pth gives torch to venvs made with
 # --system-site-packages, as those on volumes are.
 RUN --mount=type=cache,target=/root/.cache/uv \
     cd /tmp/requirements \

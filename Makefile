@@ -1,13 +1,13 @@
-# Everything is built on first use. Only make and python3 (3.10 or newer, with venv) must be there.
-# Progress goes to stderr, so that what a target prints on stdout can be used by other commands.
+# Everything is built on first use. Only make and python3 (3.10 or newer, with venv) are required.
+# Progress goes to stderr, so that other commands can use what a target prints on stdout.
 MAKEFLAGS += --no-print-directory
 SHELL := /bin/sh
 VENV_PYTHON := .venv/bin/python
 
-# The first Python that is new enough and can make virtual environments.
+# The first Python that is new enough and can create virtual environments.
 CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
-# What the others lack; it must run on any Python 3.
+# What an unusable Python lacks; this must run on any Python 3.
 LACKS := *["without " + m for m in ("venv", "ensurepip") if not find_spec(m)]
 SEEN := import sys; from importlib.util import find_spec; print(sys.executable, sys.version.split()[0], $(LACKS))
 ifndef PYTHON
@@ -41,14 +41,14 @@ demo-env: python ## Print exports for a shell: eval "$(make -s demo-env)"
 test: python ## Run all tests (TESTS="tests/demo -k name" for some)
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
-	@$(VENV_PYTHON) -m pytest $(or $(TESTS),-n 2 --dist loadfile)
+	@$(VENV_PYTHON) -m pytest $(or $(TESTS),-n 3 --dist loadfile)
 
 image-test: python ## Build and run the image without Docker (docs/image.md)
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
 	@$(VENV_PYTHON) -m pytest -s $(or $(TESTS),tests/image/contents.py tests/image/running.py)
 
-# The others have options of their own: make bench BENCHMARKS=busy_gpu ARGS="--rounds 1"
+# ARGS are cold_start's; the others have their own: make bench BENCHMARKS=busy_gpu ARGS="--rounds 1"
 BENCHMARKS = cold_start $(if $(ARGS),,boot_overhead busy_gpu job_overhead two_comfyuis venv_start thousand_jobs)
 
 bench: python ## Run the benchmarks (ARGS="--only hot" for some starts)
@@ -67,7 +67,7 @@ prove: python ## Run the long tests: kills, faults, freezes (an hour)
 	$(VENV_PYTHON) -m tests.prove.faults
 	$(VENV_PYTHON) -m tests.prove.differential
 
-check: python ## Formatter, linter and strict types, changing nothing
+check: python ## Check format, lint and strict types; change nothing
 	@$(PYTHON) -m demo venv dev
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m ruff check .
@@ -80,7 +80,7 @@ docs: python ## Write the generated parts of the documents
 	@$(PYTHON) -m demo venv dev
 	@$(VENV_PYTHON) -m scripts.document
 
-picture: python ## Draw the README's picture of the checker's report again
+picture: python ## Redraw the README's picture of the checker's report
 	@$(PYTHON) -m demo venv dev
 	@$(VENV_PYTHON) -m demo.picture
 
@@ -93,10 +93,10 @@ format: python ## Format the code and apply the linter's safe fixes
 	$(VENV_PYTHON) -m ruff check --fix .
 	$(VENV_PYTHON) -m ruff format .
 
-venv: python ## Make .venv with the worker's and the developer's packages
+venv: python ## Create .venv with the worker's and the developer's packages
 	@$(PYTHON) -m demo venv dev
 
-clean: ## Remove what was made inside this folder
+clean: ## Remove everything built inside this folder
 	rm -rf .venv .venv.lock demo-output output build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,14 +1,14 @@
-# All variants of the image: `docker buildx bake -f docker-bake.hcl` builds cu130 and cu128, each alone by
-# its name. Without -f, bake also reads docker-compose.yml, whose VOLUME is not set then.
+# All variants of the image: `docker buildx bake -f docker-bake.hcl` builds cu130 and cu128; name a target
+# to build it alone. Without -f, bake also reads docker-compose.yml, which fails where VOLUME is not set.
 # CUDA and torch go together: PyTorch has no build for CUDA 12.8 after 2.11. torchaudio 2.11 is its last
-# line, and works with every later torch.
+# release series, and works with every later torch.
 
 variable "IMAGE" { default = "comfyui-volume-worker" }
 variable "VERSION" { default = "0.1.0" }
 variable "REVISION" { default = "unknown" }
 variable "SOURCE" { default = "" }
 variable "TAG" { default = "local" }
-# Of ComfyUI's own Python, "3.10" to "3.13"; empty is the base's, 3.12.
+# ComfyUI's own Python, "3.10" to "3.13"; empty: the base image's, 3.12.
 variable "PYTHON_VERSION" { default = "" }
 # The ComfyUI in the -comfyui variants.
 variable "COMFYUI_VERSION" { default = "v0.38.0" }
@@ -33,7 +33,7 @@ target "cu130" {
   tags     = ["${IMAGE}:${TAG}"]
 }
 
-# CUDA 12.8: driver 570 or newer, for machines that have no newer one.
+# CUDA 12.8: driver 570 or newer, for machines whose driver is older than 580.
 target "cu128" {
   inherits = ["_common"]
   tags     = ["${IMAGE}:${TAG}-cuda12.8"]
@@ -56,7 +56,7 @@ target "cu128-comfyui" {
   args     = { COMFYUI_VERSION = COMFYUI_VERSION }
 }
 
-# Without a GPU, for a try on one's own machine and for CI.
+# Without a GPU: to try it on your own machine, and for CI.
 target "cpu" {
   inherits = ["_common"]
   tags     = ["${IMAGE}:${TAG}-cpu"]

@@ -1,5 +1,5 @@
-"""The Hub looks for a file of this name. The container's command is `python -m handler`, which
-this is too."""
+"""The Hub looks for a file of this name. The container's command is `python -m handler`; this file
+runs the same."""
 
 import runpy
 import sys

@@ -3,7 +3,8 @@
     python -m benchmarks.boot_overhead [--rounds 9]
 
 All files are in memory. What is left is the worker's own: it finds the volume, copies the code,
-looks at Python, flags and packages, and imports the SDK while ComfyUI starts.
+looks at Python, flags and packages, and imports the SDK while ComfyUI starts; and what it saves:
+the garbage collector's passes while ComfyUI imports its modules.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.cold_start.contenders import own_environment, peer_environment
 from benchmarks.document import publish, say, table, verdict
-from benchmarks.machine import scratch, this_machine
+from benchmarks.machine import keep_bytecode, scratch, this_machine
 from demo.volume import DemoVolume, ensure
 from tests.support.control_plane import ControlPlane
 from tests.support.plane_records import now
@@ -35,7 +36,9 @@ _MEMORY = Path("/dev/shm")
 METHOD = """\
 Timed from process start until ComfyUI answers, or until the worker reports that it is ready. The
 two take turns; the difference is the median of each pair's. ComfyUI's code and all that is written
-are on a disk in memory, Python's packages in the page cache. The worker runs in production mode."""
+are on a disk in memory, Python's packages in the page cache. All of it is compiled already, as in
+the image. The worker runs in production mode. It spares ComfyUI's start the garbage collector's
+passes, a fifth of its processor time."""
 
 
 def bare(demo: DemoVolume, volume: Path) -> float:
@@ -103,7 +106,8 @@ def section(machine: str, pairs: Sequence[tuple[float, float]]) -> str:
         each = ", ".join(f"{seconds:.2f}" for seconds in times)
         rows.append([name, f"{statistics.median(times):.2f}", each])
     extra = overhead(pairs)
-    bar = f"The worker adds **{extra:.2f} s**; target ≤ {BAR} s: {verdict(extra <= BAR)}."
+    adds = f"adds **{extra:.2f} s**" if extra >= 0 else f"is ready **{-extra:.2f} s sooner**"
+    bar = f"The worker {adds}; target ≤ {BAR} s: {verdict(extra <= BAR)}."
     again = "To repeat: `make bench BENCHMARKS=boot_overhead`."
     return "\n\n".join(["## A boot, all in memory", machine, table(head, rows), bar, METHOD, again])
 
@@ -115,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.rounds < 1:
         parser.error("--rounds: 1 or more")
+    keep_bytecode()
     demo = ensure()
     pairs = measure(demo, given.rounds)
     text = section(this_machine(demo).sentence(), pairs)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.busy_gpu [--jobs 30] [--rounds 3] [--seconds 1] [--post 0.5]
 
-Contenders run in turn; each gets all jobs at once. ComfyUI is busy when it does not wait for a
-prompt, from the start of the first execution to the end of the last.
+Contenders run in turn; each gets all jobs at once. From the start of the first execution to the end
+of the last, ComfyUI counts as busy while it is not waiting for a prompt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from demo.volume import DemoVolume, ensure
 WANTED = 0.97
 SECTION = "busy gpu"
 CONTENDERS = (OURS, ONE_AT_A_TIME, WORKER_COMFYUI)
-# No worker: what ComfyUI itself leaves idle between two prompts in its queue.
+# Without a worker: the idle time that ComfyUI itself leaves between queued prompts.
 ALONE = "ComfyUI alone, all prompts in its queue"
 _JOBS, _ROUNDS, _SECONDS, _POST = 30, 3, 1.0, 0.5
 _TIMEOUT = 600.0
@@ -37,8 +37,8 @@ _TIMEOUT = 600.0
 
 @dataclass(frozen=True)
 class Busy:
-    """Shares of the time from the first start to the last end: `busy` when ComfyUI did not wait for
-    a prompt, `executing` when it executed one. `per_minute`: jobs."""
+    """Shares of the time from the first start to the last end: `busy` while ComfyUI was not waiting
+    for a prompt, `executing` while it executed one. `per_minute`: jobs."""
 
     busy: float
     executing: float
@@ -46,7 +46,7 @@ class Busy:
 
     @classmethod
     def of(cls, spans: Sequence[Span], waits: Iterable[Span]) -> Busy:
-        """From when ComfyUI executed, and when it waited."""
+        """From ComfyUI's executions and its waits for a prompt."""
         start, end = min(s.start for s in spans), max(s.end for s in spans)
         waited = sum(max(min(w.end, end) - max(w.start, start), 0.0) for w in waits)
         executed, window = sum(s.seconds for s in spans), end - start
@@ -72,7 +72,7 @@ def measure(
     rounds: int,
     contenders: Iterable[Contender] = CONTENDERS,
 ) -> dict[str, list[Busy]]:
-    """By contender's name, round by round; all of them stay started and idle while others run."""
+    """Rounds by contender's name. All workers stay up; those not being measured are idle."""
     found: dict[str, list[Busy]] = {}
     with furnished(demo) as site, ExitStack() as stack:
         hots = {c.name: stack.enter_context(serving(c, site)) for c in contenders}
@@ -84,15 +84,15 @@ def measure(
 
 
 def one_round(hots: Mapping[str, Hot], load: Load, seed: int) -> Iterator[tuple[str, Busy]]:
-    """Each of them in turn, then ComfyUI alone, the last one's. Seeds from `seed` on, two for
-    each job, must be new to them all."""
+    """Each worker in turn, then the last one's ComfyUI alone. Uses two seeds a job, from `seed` on;
+    none of them may have been used before."""
     seeds = range(seed, seed + load.jobs)
     for name, hot in hots.items():
-        yield name, _worked_off(hot, load, seeds)
+        yield name, _through_worker(hot, load, seeds)
     yield ALONE, _queued([*hots.values()][-1], load, [s + load.jobs for s in seeds])
 
 
-def _worked_off(hot: Hot, load: Load, seeds: Sequence[int]) -> Busy:
+def _through_worker(hot: Hot, load: Load, seeds: Sequence[int]) -> Busy:
     hot.plane.faults.delay["done"] = load.post
     hot.run([work(seed, load.seconds) for seed in seeds])
     return _busy(hot, seeds)
@@ -108,7 +108,7 @@ def _queued(hot: Hot, load: Load, seeds: Sequence[int]) -> Busy:
     end = time.monotonic() + _TIMEOUT
     while seeds[-1] not in hot.spans():
         if time.monotonic() > end:
-            raise RuntimeError(f"ComfyUI does not finish its prompts\n{hot.worker.tail()}")
+            raise RuntimeError(f"ComfyUI did not finish its prompts\n{hot.worker.tail()}")
         time.sleep(0.2)
     return _busy(hot, seeds)
 
@@ -149,10 +149,11 @@ def _method(load: Load) -> str:
 with its own seed and a small picture as its result; the control plane takes {load.post:g} s to
 accept a result. The node sleeps, as a host does while its GPU works. From the start of the first
 execution to the end of the last, *busy* is the share of the time in which ComfyUI was not waiting
-for a prompt, *executing* the share in which its history says that it executed one. Between prompts
-it collects garbage every 10 s, which no worker can avoid: *ComfyUI alone* has no worker, and all
-prompts in its queue from the start. *Ratio* compares jobs a minute; all figures are medians of the
-rounds. *worker-comfyui's sequence* takes one job at a time."""
+for a prompt, *executing* the share in which its history says that it executed one. Every 10 s,
+ComfyUI collects garbage between two prompts, for up to half a second; under our worker that takes
+no time. *ComfyUI alone* has no worker, and all prompts in its queue from the start. *Ratio*
+compares jobs a minute; all figures are medians of the rounds. *worker-comfyui's sequence* takes one
+job at a time."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

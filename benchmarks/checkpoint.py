@@ -1,8 +1,8 @@
-"""Checkpoints of real shape with random weights, made once and kept in the demo's cache.
+"""Checkpoints with real shapes and random weights, made once and kept in the demo's cache.
 
     python -m benchmarks.checkpoint sd15|sdxl       # prints the path
 
-ComfyUI's CheckpointLoaderSimple accepts them: `sd15` has 2.1 GB, `sdxl` 6.9 GB.
+ComfyUI's CheckpointLoaderSimple accepts them: `sd15` is 2.1 GB, `sdxl` 6.9 GB.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def checkpoint(kind: str, demo: DemoVolume, env: Mapping[str, str] = os.environ)
     name = f"{kind}.safetensors"
 
     def build(folder: Path) -> None:
-        require_space(cache, SIZES[kind], f"a checkpoint of the shape {kind}")
-        with step(f"writing a checkpoint of the shape {kind}"):
+        require_space(cache, SIZES[kind], f"a checkpoint with {kind}'s shapes")
+        with step(f"writing a checkpoint with {kind}'s shapes"):
             _write(kind, folder / name, demo)
 
     return entry(cache / f"checkpoint-{kind}-{key}", build) / name

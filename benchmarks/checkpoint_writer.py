@@ -3,7 +3,7 @@
     python checkpoint_writer.py sd15|sdxl FILE
 
 Names and shapes come from ComfyUI's own classes, built on torch's meta device, which holds no
-data; the numbers are made and written a piece at a time, so that 7 GB need little memory.
+data; the weights are made and written in blocks, so that 7 GB need little memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-sys.path.insert(0, os.getcwd())  # ComfyUI's modules lie there
+sys.path.insert(0, os.getcwd())  # ComfyUI's modules are there
 
 _UNET: dict[str, Any] = {
     "image_size": 32,
@@ -72,7 +72,7 @@ def shapes(kind: str) -> Shapes:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    sys.argv[1:] = ["--cpu"]  # else importing ComfyUI's model management asks for a GPU
+    sys.argv[1:] = ["--cpu"]  # else importing ComfyUI's model management needs a GPU
     import comfy.ops
     import comfy.sdxl_clip
     import comfy.supported_models
@@ -98,8 +98,8 @@ def shapes(kind: str) -> Shapes:
         **_prefixed(vae.state_dict(), "first_stage_model."),
         **clip,
     }
-    # Counters and positions are no weights: ComfyUI makes its own. Sorted by name, as the library
-    # writes what is of one kind of number: text encoders first, the diffusion model last.
+    # Counters and positions are not weights: ComfyUI makes its own. Sorted by name, as the library
+    # orders tensors of one dtype: text encoders first, the diffusion model last.
     weights = {n: t for n, t in sorted(found.items()) if t.is_floating_point() and t.dim()}
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
@@ -136,11 +136,11 @@ def write(path: Path, tensors: Shapes) -> None:
         for name, shape in tensors.items():
             _write_numbers(file, math.prod(shape), _constant(name, shape))
         file.flush()
-        os.fsync(file.fileno())  # pages that are not on disk yet cannot be dropped from the cache
+        os.fsync(file.fileno())  # dirty pages cannot be dropped from the page cache
 
 
 def _constant(name: str, shape: tuple[int, ...]) -> float | None:
-    """Normalisations leave what passes through them alone; biases are zero; the rest is random."""
+    """Normalisation layers are the identity, biases are zero; None: the rest is random."""
     if len(shape) > 1:
         return None
     return 0.0 if name.endswith("bias") else 1.0
@@ -155,7 +155,7 @@ def _write_numbers(file: BinaryIO, count: int, constant: float | None) -> None:
     source = np.random.default_rng(count)
     for begin in range(0, count, _PIECE):
         bits = source.integers(0, 1 << 16, min(_PIECE, count - begin), dtype=np.uint16)
-        # Sign and mantissa are random, the exponent is that of 0.016 to 0.031.
+        # Random sign and mantissa; the exponent is that of 0.016 to 0.031.
         file.write(((bits & 0x83FF) | 0x2400).astype("<u2").tobytes())
 
 

@@ -1,5 +1,5 @@
-"""What a benchmark says: to people while it runs, and in docs/benchmarks.md, where each replaces
-its own section and leaves the others alone."""
+"""A benchmark's output: progress on stderr, and its own section of docs/benchmarks.md; the other
+sections are left alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ the page cache, as a server on another machine would.
 
 
 def say(text: str) -> None:
-    """A line of progress; standard output is for the section."""
+    """Print a line of progress to stderr; stdout is for the section."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -41,20 +41,20 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def verdict(met: bool) -> str:
-    """Was a bar met?"""
+    """Whether a target was met, as the tables say it."""
     return "met" if met else "**missed**"
 
 
 def publish(name: str, text: str, whole: bool) -> None:
-    """Print a section, and write it where the `whole` benchmark was run."""
+    """Print a section, and write it if the `whole` benchmark was run."""
     print(text)
     if whole:
         put_section(name, text)
-    say(f"{FILE} is written" if whole else f"only a part was run, so {FILE.name} is left as it was")
+    say(f"wrote {FILE}" if whole else f"only a part was run, so {FILE.name} is unchanged")
 
 
 def put_section(name: str, text: str, file: Path = FILE) -> None:
-    """Write a section between its two markers, at the end if it is new, and the page's head."""
+    """Write a section between its two markers (a new one at the end), and the page's head."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     section = f"{begin}\n{text.strip()}\n{end}"
     sections = file.read_text(encoding="utf-8").partition("<!--") if file.exists() else ()

@@ -2,10 +2,10 @@
 
     python -m benchmarks.download_speed [--gigabytes 2] [--cap 20] [--runs 3]
 
-Both fetch the same file from a process on this machine that gives each connection 20 MB/s, in
-turn, each in a process of its own. Ours hashes, checks, flushes and writes a receipt; aria2c does
-none of that, and is run once more with `--checksum` for comparison. Printed: seconds, the ratio
-of speeds (aria2c's time over ours), processor seconds and peak memory of the client.
+They take turns to fetch the same file, each in its own process, from a local server that gives each
+connection 20 MB/s. Ours hashes, checks, flushes and writes a receipt; aria2c does none of that, so
+it also runs with `--checksum` for comparison. Prints seconds, the ratio of speeds (aria2c's time
+over ours), and the client's CPU seconds and peak memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ print(result.receipt.sha256 if result.good else result.problem.message)
 
 @dataclass(frozen=True)
 class Run:
-    """One client's run: wall and processor seconds, peak memory in MB."""
+    """One client's run: wall-clock and CPU seconds, peak memory in MB."""
 
     seconds: float
     cpu: float
@@ -47,7 +47,7 @@ class Run:
 
 
 def make_model(path: Path, size: int) -> None:
-    """A safetensors file of about `size` bytes; its tensor is a hole, so it is made at once."""
+    """Write a safetensors file of about `size` bytes; its tensor is a hole, so this is instant."""
     entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
     header = json.dumps({"weight": entry}).encode()
     with open(path, "wb") as file:
@@ -56,7 +56,7 @@ def make_model(path: Path, size: int) -> None:
 
 
 def serve(listener: socket.socket, path: Path, bytes_per_second: float) -> None:
-    """Answer GETs with ranges for ever, each connection at its own limited speed."""
+    """Answer GETs, with or without ranges, until killed; each connection has a speed limit."""
     size = path.stat().st_size
     while True:
         connection, _ = listener.accept()
@@ -96,7 +96,7 @@ def _send(connection: socket.socket, source: int, first: int, end: int, speed: f
 
 
 def measure(command: Sequence[str], result: Path, size: int) -> Run:
-    """Run a client, check that the file is there, remove it."""
+    """Run a client, check that the whole file is there, remove it."""
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     output = process.stdout.read() if process.stdout is not None else ""
@@ -110,7 +110,7 @@ def measure(command: Sequence[str], result: Path, size: int) -> Run:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the figures; 0 when ours has at least 0.95 of aria2c's speed."""
+    """Print the figures; 0 if ours reaches 0.95 of aria2c's speed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--cap", type=float, default=20.0, help="MB/s of each connection")
@@ -173,9 +173,9 @@ def _report(runs: dict[str, list[Run]], size: int) -> int:
             f"cpu {cpu:5.2f} s  peak {peak:5.0f} MB"
         )
     ratio = medians["aria2c"] / medians["ours"]
-    print(f"speed against aria2c: {ratio:.3f} (hashed, checked and flushed; wanted: 0.95)")
+    print(f"speed relative to aria2c: {ratio:.3f} (target: ≥ 0.95)")
     hashed = medians["aria2c --checksum"] / medians["ours"]
-    print(f"speed against aria2c with its checksum: {hashed:.3f}")
+    print(f"speed relative to aria2c --checksum: {hashed:.3f}")
     return 0 if ratio >= 0.95 else 1
 
 

@@ -1,8 +1,8 @@
-"""What a worker adds to a job, beside ComfyUI's execution: ours against worker-comfyui's sequence.
+"""What a worker adds to ComfyUI's execution of a job: ours against worker-comfyui's sequence.
 
     python -m benchmarks.job_overhead [--rounds 15] [--only 64 1024]
 
-Both run side by side and get the same jobs in turn, one at a time, at rest before each.
+Both run side by side and get the same jobs in turn, one at a time, each idle before its job.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from demo.volume import DemoVolume, ensure
 
 WANTED = 0.50
 SECTION = "job overhead"
-# So that the largest pictures come in the reply, as the other's do.
+# So that the largest pictures come in the reply, as worker-comfyui's do.
 OURS = ours("ours", "ours", MAX_REPLY_MB="500")
 _ROUNDS = 15
 
@@ -50,8 +50,8 @@ SIZES = (Size(64, 1), Size(1024, 1), Size(2048, 4))
 @dataclass(frozen=True)
 class Took:
     """Seconds of a job. `handler`: from its call to its return. `posted`: from the moment the
-    control plane handed the job out until the result had arrived. `executed`: of these, what
-    ComfyUI's execution took."""
+    control plane handed the job out until the result had arrived. `executed`: ComfyUI's execution,
+    a part of both."""
 
     handler: float
     posted: float
@@ -59,12 +59,12 @@ class Took:
 
     @property
     def in_handler(self) -> float:
-        """Without ComfyUI's execution."""
+        """The handler, without ComfyUI's execution."""
         return self.handler - self.executed
 
     @property
     def in_all(self) -> float:
-        """The same, with what the SDK does around the handler."""
+        """Taken to posted, without ComfyUI's execution: what the SDK adds is included."""
         return self.posted - self.executed
 
 
@@ -75,14 +75,14 @@ Series = Mapping[Size, Mapping[str, Sequence[Took]]]
 def measure(
     demo: DemoVolume, sizes: Sequence[Size], rounds: int
 ) -> dict[Size, dict[str, list[Took]]]:
-    """By size and contender's name, round by round, after one round that is not counted."""
+    """By size and contender's name, round by round, after an uncounted warm-up round."""
     with furnished(demo) as site, ExitStack() as stack:
         sides = []
         for contender in (OURS, WORKER_COMFYUI):
             times = site.folder / f"times-{contender.key}"
             hot = stack.enter_context(serving(contender, site, times))
             sides.append(Side(contender.name, hot, times))
-        say("not counted:")
+        say("warm-up, not counted:")
         interleaved(sides, sizes, 1)
         return interleaved(sides, sizes, rounds, 1000)
 
@@ -90,11 +90,11 @@ def measure(
 def interleaved(
     sides: Sequence[Side], sizes: Sequence[Size], rounds: int, seed: int = 0
 ) -> dict[Size, dict[str, list[Took]]]:
-    """The same on workers that already run. Seeds from `seed` on must be new to them."""
+    """The same on running workers, without a warm-up. Seeds from `seed` on must be unused."""
     asked: dict[Size, list[int]] = {size: [] for size in sizes}
     for number in range(rounds):
         for size in sizes:
-            # Another one begins each round, so that neither always follows the other.
+            # The order alternates, so that neither always follows the other.
             for side in sides if number % 2 else sides[::-1]:
                 side.ask(size, seed)
             asked[size].append(seed)
@@ -104,7 +104,7 @@ def interleaved(
 
 
 class Side:
-    """A running contender, its handler timed into `times`, and which job had which seed."""
+    """A running contender, whose handler's times go to `times`, and its jobs by seed."""
 
     def __init__(self, name: str, hot: Hot, times: Path) -> None:
         self.name = name
@@ -117,7 +117,7 @@ class Side:
         (self._jobs[seed],) = self._hot.run([pictures(seed, size.side, size.count)])
 
     def took(self, seeds: Iterable[int]) -> list[Took]:
-        """What the jobs of these seeds took."""
+        """The times of the jobs with these seeds."""
         spans, times = self._hot.spans(), read_times(self._times)
         found = []
         for seed in seeds:
@@ -175,8 +175,8 @@ a result.
 The pictures are noise with the spectrum of generated ones (amplitude ∝ frequency^-1.5), so that a
 PNG of 1024² takes 1.5 MB. Both sides may send replies of any size (`MAX_REPLY_MB=500`; Runpod's
 limit is 10 or 20 MB). Left out: worker-comfyui's prints; the SDK's log at DEBUG, its default, which
-prints every result; and ComfyUI's garbage collection, half a second every 10 s, which would hit one
-or the other by chance (`gc.freeze`)."""
+prints every result; and ComfyUI's garbage collection, up to half a second every 10 s, which would
+hit worker-comfyui's side at random (`gc.freeze` on both sides; our worker does it anyway)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

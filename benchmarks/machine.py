@@ -1,4 +1,4 @@
-"""The machine a measurement was made on, and a folder for it."""
+"""The machine a measurement was made on, and a scratch folder for it."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Machine:
 
 @contextmanager
 def scratch(parent: Path | None = None) -> Iterator[Path]:
-    """A folder for one measurement, on a disk and not in memory: in `parent`, else in the cache
-    folder, beside the checkpoints that are linked from there. Removed at the end."""
+    """A folder for one measurement, on disk rather than in memory: in `parent`, else in the cache
+    folder, whose checkpoints can then be hard-linked. Removed at the end."""
     parent = parent or cache_folder(os.environ)
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="benchmark-", dir=parent))
@@ -66,15 +66,21 @@ def scratch(parent: Path | None = None) -> Iterator[Path]:
 
 
 def put_aside(folder: Path, parent: Path) -> None:
-    """Move a folder that may be there into `parent`. It is not deleted now: for half a minute ext4
-    skips the inodes of deleted files one by one (recently_deleted, ialloc.c), and the next to
-    create files would pay for it."""
+    """Move a folder, if it exists, into `parent`. Deleting it now would slow down whoever creates
+    files next: for half a minute ext4 skips the inodes of deleted files one by one
+    (recently_deleted, ialloc.c)."""
     if folder.exists():
         folder.rename(parent / f"aside-{uuid.uuid4().hex}")
 
 
+def keep_bytecode() -> None:
+    """Let processes started from now on write bytecode, whatever this shell is set to: in the
+    image, and on a volume after its first day, no start compiles anything."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
 def this_machine(demo: DemoVolume) -> Machine:
-    """Asked now. `cores` are those this process may use."""
+    """As it is now. `cores` are those this process may use."""
     found = re.search(r"^model name\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
     ask = "from importlib.metadata import version; print(version('torch'))"
     torch = subprocess.run(
@@ -96,7 +102,7 @@ def this_machine(demo: DemoVolume) -> Machine:
 
 
 def _drops_cold_pages() -> bool:
-    """Whether DAMON, a part of the kernel, pages out what it takes to be cold."""
+    """Whether the kernel's DAMON pages out memory that it considers cold."""
     daemons = _DAMON.glob("[0-9]*") if os.access(_DAMON, os.R_OK) else ()
     return any(
         _text(str(daemon / "state")).strip() == "on"

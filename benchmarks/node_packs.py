@@ -1,8 +1,8 @@
-"""Custom node packs as people have them: many small modules, all imported when ComfyUI starts.
+"""Custom node packs as users have them: many small modules, all imported when ComfyUI starts.
 
-15 packs and 2,000 files: 60 of 100 are Python modules that the pack's `__init__` imports, the rest
-is what a checkout has besides – scripts for the browser, JSON, texts; 12 MB. Seeded: the same bytes
-each time.
+15 packs, 2,000 files, 12 MB: 60 % are Python modules that the pack's `__init__` imports; the rest
+is what else a checkout holds: browser scripts, JSON, documentation. Seeded: the same bytes each
+time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 PACKS = 15
 FILES = 2_000
-# Of 100 files of a pack, next to its __init__.py.
+# Per 100 files of a pack, besides its __init__.py.
 _MODULES, _SCRIPTS, _DATA = 60, 20, 12
 _NODES_IN_A_PACK = 10
 
@@ -85,7 +85,7 @@ class Written:
 
 
 def write_node_packs(custom_nodes: Path, packs: int = PACKS, files: int = FILES) -> Written:
-    """Write `files` files in `packs` packs into a `custom_nodes` folder; they import without fault.
+    """Write `files` files in `packs` packs into a `custom_nodes` folder; all import without errors.
 
     `files` is 10 a pack or more.
     """
@@ -119,7 +119,7 @@ def _pack(pack: str, files: int, source: random.Random) -> Iterator[tuple[str, s
 
 
 def _module(pack: str, number: int, source: random.Random) -> str:
-    """A module of 2 to 20 KB; the first ones bring a node each."""
+    """A module of 2 to 20 KB; each of the first ones defines a node."""
     settings = {"high": round(source.uniform(5, 9), 3), "low": round(source.uniform(0, 1), 3)}
     parts = [_HEAD.format(pack=pack, number=number, settings=settings)]
     for j in range(source.choice((3, 5, 8, 12, 30))):
@@ -131,7 +131,7 @@ def _module(pack: str, number: int, source: random.Random) -> str:
 
 
 def _other(pack: str, number: int, source: random.Random) -> tuple[str, str]:
-    """A file that ComfyUI's start does not open: for the browser, data, or a text."""
+    """A file that ComfyUI does not open at start: a browser script, data or documentation."""
     kind = number % 40
     if kind < _SCRIPTS:
         line = f"export const value{number} = {source.random():.6f};\n"

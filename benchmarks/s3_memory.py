@@ -1,11 +1,11 @@
-"""Memory while a large video is delivered to a bucket, against what other workers do.
+"""Memory while a large video is delivered to a bucket, compared with the usual way.
 
     python -m benchmarks.s3_memory [--megabytes 500]
 
-A file of random bytes is delivered to a real S3 server on this machine (moto, in a process of its
-own) from a process that has the SDK, boto3 and a first small upload behind it, as a worker has.
-Printed: the peak of resident memory above that baseline, for our delivery (to the bucket, and kept
-on the volume as well) and for the usual way, which reads the whole file and hands it to boto3.
+A file of random bytes is delivered to a local S3 server (moto, in its own process) from a process
+that has loaded the SDK and boto3 and made one small upload, as a worker would have. Prints the peak
+of resident memory above that baseline, for our delivery (to the bucket, and kept on the volume as
+well) and for the usual way, which reads the whole file and hands it to boto3.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.s3_server import S3Server, s3_server
 
 WANTED_MB = 64
 _BLOCK = 4 * 1024 * 1024
-# Runs in a process of its own: the peak is the process's.
+# Runs in its own process: the peak is the process's.
 _DELIVERY = """
 import asyncio, os, sys, time
 from pathlib import Path
@@ -32,11 +32,11 @@ from bootstrap.config.bucket import bucket_of
 from bootstrap.config import Settings
 from bootstrap.volume import Layout
 from bootstrap.comfyui import make_workdir
-from handler.common.calls import Calls
+from handler.common.blocking import Calls
 from handler.common.errors import Deadline
 from handler.outputs import Delivery
 from handler.outputs import DeliveryOptions
-from handler.outputs.results import ProducedFile
+from handler.outputs.produced import ProducedFile
 
 way, film, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 settings, _ = Settings.from_env(os.environ)
@@ -81,7 +81,7 @@ work.remove()
 
 
 def make_film(path: Path, size: int) -> None:
-    """Bytes that no server can store in fewer."""
+    """Write random bytes: nothing on the way can compress them."""
     with open(path, "wb") as file:
         file.writelines(os.urandom(min(_BLOCK, size - first)) for first in range(0, size, _BLOCK))
 
@@ -102,7 +102,7 @@ def measure(way: str, film: Path, server: S3Server) -> tuple[float, float, float
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the figures; 0 when ours needs no more than is wanted."""
+    """Print the figures; 0 if ours stays within the target."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=500)
     parser.add_argument("--folder", default=None, help="where files go (default: temp folder)")
@@ -116,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
         for way in ("usual", "ours"):
             baseline, peaks[way], seconds = measure(way, film, server)
             print(f"{way:6} {baseline:6.1f} MB + {peaks[way]:6.1f} MB at the peak, {seconds:.1f} s")
-    print(f"ours: + {peaks['ours']:.1f} MB (wanted: + {WANTED_MB} MB or less)")
+    print(f"ours: + {peaks['ours']:.1f} MB (target: + {WANTED_MB} MB or less)")
     print(f"measured in {time.monotonic() - start:.0f} s")
     return 0 if peaks["ours"] <= WANTED_MB else 1
 

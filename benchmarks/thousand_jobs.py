@@ -60,9 +60,8 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """Everything at one moment. Memory in MB (10⁶ bytes); `own` is anonymous memory,
-    resident or swapped out. The `files` of a process are its descriptors: open files, sockets and
-    pipes."""
+    """Everything at one moment. Memory in MB (10⁶ bytes); `own` is anonymous memory, resident or
+    swapped out. A process's `files` are its descriptors: open files, sockets and pipes."""
 
     jobs: int
     worker_rss: float
@@ -83,17 +82,17 @@ class Sample:
 
 
 def measure(demo: DemoVolume, jobs: int, every: int) -> list[Sample]:
-    """A sample before the first job and one after each `every` of them.
+    """A sample before the first job and one after each `every` jobs.
 
-    Raises NoResult where a job has no picture, RuntimeError where results are not on the volume.
+    Raises NoResult if a job returns no picture, RuntimeError if results are not on the volume.
     """
     with furnished(demo) as site, serving(OURS, site) as hot:
         return in_a_row(hot, site.work(OURS.key), site.kept, range(jobs), every)
 
 
 def in_a_row(hot: Hot, local: Path, kept: Path, seeds: Sequence[int], every: int) -> list[Sample]:
-    """The same on a running worker whose own folder is `local` and that keeps results in `kept`; a
-    job for each seed."""
+    """The same on a running worker with its own folder `local` and results in `kept`; one job for
+    each seed."""
     before, samples = _files_below(kept), [_sample(hot, 0, local)]
     say(samples[-1].line())
     for first in range(0, len(seeds), every):
@@ -103,7 +102,7 @@ def in_a_row(hot: Hot, local: Path, kept: Path, seeds: Sequence[int], every: int
         samples.append(_sample(hot, first + len(some), local))
         say(f"{samples[-1].line()} ({pace:.0f} jobs/min)")
     if (there := _files_below(kept) - before) < len(seeds):
-        raise RuntimeError(f"{there} results of {len(seeds)} are on the volume")
+        raise RuntimeError(f"only {there} of {len(seeds)} results are on the volume")
     return samples
 
 
@@ -139,8 +138,8 @@ def _files_below(folder: Path) -> int:
 
 
 def growth(samples: Sequence[Sample], part: str) -> float:
-    """What a thousand jobs add: the median slope between any two samples, which neither warming up
-    nor an odd sample sways (Theil and Sen)."""
+    """What a thousand jobs add: the median slope between any two samples (Theil–Sen), which neither
+    warm-up nor an outlier sways."""
     slopes = [
         1000 * (getattr(b, part) - getattr(a, part)) / (b.jobs - a.jobs)
         for a, b in itertools.combinations(samples, 2)

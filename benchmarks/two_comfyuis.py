@@ -1,4 +1,4 @@
-"""What a second ComfyUI in the same worker brings: jobs a minute with one and with two.
+"""What a second ComfyUI in the same worker gains: jobs a minute with one and with two.
 
     python -m benchmarks.two_comfyuis [--jobs 24] [--rounds 3]
 
@@ -26,7 +26,7 @@ SECTION = "two comfyuis"
 ONE = ours("one", "one ComfyUI", COMFYUI_INSTANCES="1")
 TWO = ours("two", "two ComfyUIs", COMFYUI_INSTANCES="2")
 LOADS = {"sleep, as beside a GPU": False, "use one core each": True}
-# Two do twice the jobs in the same time, less what the worker itself needs of the two cores.
+# Two run twice the jobs in the same time, less what the worker itself takes of the two cores.
 WANTED = 1.8
 _JOBS, _ROUNDS, _SECONDS = 24, 3, 1.0
 
@@ -51,7 +51,7 @@ def measure(demo: DemoVolume, jobs: int, rounds: int) -> Paces:
 
 
 def _pace(hot: Hot, inputs: Sequence[dict[str, object]]) -> float:
-    """Jobs a minute, from the first that is taken to the last whose result has arrived."""
+    """Jobs a minute, from when the first is taken until the last result has arrived."""
     jobs = hot.run(list(inputs))
     window = max(map(hot.done, jobs)) - min(map(hot.taken, jobs))
     return 60 * len(jobs) / window

@@ -1,11 +1,11 @@
-"""How long a worker takes to be ready when ComfyUI's Python packages lie on the volume.
+"""How long a worker takes to be ready when ComfyUI's Python packages are on the volume.
 
     python -m benchmarks.venv_start [--rounds 5] [--only local first second]
 
-Contenders are whole workers that run in turn, each on an empty page cache. A venv, torch included:
-the same Python on local disk, the venv run from the volume, the first worker that copies it to
-local disk, and a later one, which finds the first one's archive. A package set that an earlier
-worker has installed and kept: the same packages in the Python, and from the volume.
+Whole workers run in turn, each on an empty page cache. For a venv, torch included: the same Python
+on local disk, the venv run from the volume, the first worker that copies it to local disk, and a
+later one, which finds the first one's archive. For a package set that an earlier worker installed
+and kept: the same packages installed in the local Python, and the set from the volume.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from benchmarks.cold_start import pages
 from benchmarks.document import publish, say, table, verdict
-from benchmarks.machine import put_aside, scratch, this_machine
+from benchmarks.machine import keep_bytecode, put_aside, scratch, this_machine
 from benchmarks.simulated_volume import CannotSimulate, Delays, mounted, why_not
 from bootstrap.environment.uv import find_uv
 from demo.cache import cache_folder
@@ -47,7 +47,7 @@ NAMES = {
     BAKED: "kornia and spandrel in the Python on local disk",
     KEPT: "kornia and spandrel in a package set on the volume, later start",
 }
-#: The most that a start may take: a multiple of another's time, or seconds more than it.
+#: The longest a start may take: a multiple of another contender's time, or seconds more.
 BARS = {FIRST: (LOCAL, "×", 3.0), SECOND: (LOCAL, "×", 1.5), KEPT: (BAKED, "s", 1.0)}
 _PACKAGES = ("kornia>=0.7.1", "spandrel")
 _STORE = Path(".comfyui-worker") / "python"
@@ -66,8 +66,8 @@ To repeat: `make bench BENCHMARKS=venv_start`."""
 
 @dataclass(frozen=True)
 class Start:
-    """One start of `seconds`. `load` is the machine's average of the minute before, `note` what
-    the worker logged about the venv."""
+    """One start of `seconds`. `load` is the machine's load average over the minute before, `note`
+    what the worker logged about its Python packages."""
 
     contender: str
     seconds: float
@@ -87,7 +87,7 @@ class Scene:
 
     @property
     def volume(self) -> Path:
-        """The folder behind the network."""
+        """The folder that is served as the volume."""
         return self.folder / "volume"
 
     def start(self, contender: str) -> Start:
@@ -138,7 +138,7 @@ class Scene:
             "LINK_OTHER_MOUNT": "false",
             "PACKAGES": "install" if contender == KEPT else "report",
             "PREFETCH_MODELS": "none",
-            # One each: the next worker would first remove what a killed one left.
+            # One per start: otherwise a worker first removes what a killed one left.
             "WORK_DIR": str(self.folder / f"work-{uuid.uuid4().hex}"),
         }
         return env if contender != VOLUME else {**env, "STAGE_COMFYUI": "false"}
@@ -146,7 +146,7 @@ class Scene:
 
 @contextmanager
 def furnished(demo: DemoVolume, parent: Path) -> Iterator[Scene]:
-    """A volume with ComfyUI and its environment as a venv of its own; removed at the end."""
+    """A volume with ComfyUI and, as its venv, ComfyUI's environment; removed at the end."""
     with scratch(parent) as folder:
         scene = Scene(folder, demo.python)
         demo.copy_to(scene.volume)
@@ -156,7 +156,7 @@ def furnished(demo: DemoVolume, parent: Path) -> Iterator[Scene]:
 
 
 def measure(demo: DemoVolume, parent: Path, wanted: Sequence[str], rounds: int) -> tuple[str, bool]:
-    """The section for the document, and whether all bars were met."""
+    """The section for the document, and whether all targets were met."""
     starts: list[Start] = []
     with furnished(demo, parent) as scene:
         venv = scene.volume / _VENV_PYTHON.parent.parent
@@ -197,21 +197,22 @@ def _section(demo: DemoVolume, starts: Sequence[Start], method: str) -> tuple[st
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when all bars were met, 1 when not, 2 where it cannot be measured."""
+    """0 if all targets were met, 1 if not, 2 if it cannot be measured."""
     parser = argparse.ArgumentParser(prog="benchmarks.venv_start", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="default 5")
-    parser.add_argument("--only", nargs="+", choices=list(NAMES), help="these alone, in this order")
+    parser.add_argument("--only", nargs="+", choices=list(NAMES), help="only these, in this order")
     parser.add_argument(
         "--folder",
         type=Path,
         default=cache_folder(os.environ),
-        help="where to work: on a disk where many files are being deleted, new ones are slow to "
-        "make; default %(default)s",
+        help="working folder, best on a disk where nothing is being deleted: that slows down "
+        "creating files; default %(default)s",
     )
     given = parser.parse_args(argv)
     if reason := why_not():
-        say(f"no volume can be simulated here: {reason}")
+        say(f"cannot simulate a volume here: {reason}")
         return 2
+    keep_bytecode()
     try:
         text, met = measure(ensure(), given.folder, given.only or list(NAMES), given.rounds)
     except (CannotSimulate, DemoError) as problem:

@@ -1,7 +1,7 @@
-"""`python -m bootstrap [--json]`: boot, print the report, stop. Exit 0 ready, 1 not.
+"""`comfyui-worker boot [--json]`: boot, print the report, stop. Exit 0 ready, 1 not.
 
-`python -m bootstrap models …` manages the models of the manifest (`models/cli.py`), `… nodes …`
-custom node packs (`nodes/cli.py`).
+In a clone `python -m bootstrap`, which has `models …` (`models/cli.py`) and `nodes …`
+(`nodes/cli.py`) too.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"demo: error: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("demo: interrupted; what was half built is built again next time", file=sys.stderr)
+        print("demo: interrupted; an unfinished build starts over next time", file=sys.stderr)
         return 130
 
 

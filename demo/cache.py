@@ -32,7 +32,7 @@ def digest(*parts: str) -> str:
 
 def entry(place: Path, build: Callable[[Path], None]) -> Path:
     """`place`, built by `build(folder)` if it does not exist. `build` works in a sibling that is
-    renamed when complete, so a killed build is never used. One of several builders builds, and the
+    renamed when complete, so a killed build is never used. Of several builders one builds, the
     others wait for it.
     """
     if place.is_dir():
@@ -40,7 +40,7 @@ def entry(place: Path, build: Callable[[Path], None]) -> Path:
     with locked(place):
         if place.is_dir():
             return place
-        remove_left_overs(place)
+        remove_leftovers(place)
         half_built = Path(tempfile.mkdtemp(prefix=f"{place.name}.building-", dir=place.parent))
         try:
             half_built.chmod(0o755)  # mkdtemp's 0700 would lock out other users of the cache
@@ -52,10 +52,10 @@ def entry(place: Path, build: Callable[[Path], None]) -> Path:
     return place
 
 
-def remove_left_overs(place: Path) -> None:
+def remove_leftovers(place: Path) -> None:
     """Remove leftovers of killed builds of `place`; call with its lock held."""
-    for left_over in place.parent.glob(f"{place.name}.building-*"):
-        shutil.rmtree(left_over, ignore_errors=True)
+    for leftover in place.parent.glob(f"{place.name}.building-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -70,7 +70,7 @@ def locked(place: Path) -> Iterator[None]:
     except OSError as problem:
         raise DemoError(
             f"{place.parent} cannot be written: {problem.strerror}",
-            "set COMFYUI_WORKER_CACHE to a folder with room that you may write",
+            "set COMFYUI_WORKER_CACHE to a writable folder with enough space",
         ) from problem
     try:
         try:

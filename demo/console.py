@@ -12,7 +12,7 @@ HEARTBEAT_SECONDS = 15.0
 
 
 class DemoError(Exception):
-    """An error for people: what went wrong, then what to do about it."""
+    """An error for the user: what went wrong, then what to do about it."""
 
     def __init__(self, problem: str, fix: str) -> None:
         super().__init__(f"{problem}\n  What to do: {fix}")
@@ -24,13 +24,13 @@ def say(text: str) -> None:
 
 
 def mb(size: float) -> str:
-    """Bytes for people: `25 MB`."""
+    """A readable size: `25 MB`."""
     return f"{size / 1e6:.1f} MB" if size < 1e7 else f"{size / 1e6:,.0f} MB"
 
 
 @contextlib.contextmanager
 def step(what: str) -> Iterator[None]:
-    """Announce a long step, show every 15 s that it continues, and report its duration."""
+    """Announce a long step, report every 15 s that it is still running, then its duration."""
     begun = time.monotonic()
     over = threading.Event()
 

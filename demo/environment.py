@@ -17,7 +17,7 @@ from demo.packages import pip
 REPOSITORY = Path(__file__).resolve().parent.parent
 REQUIREMENTS = REPOSITORY / "requirements"
 WORKER_VENV = REPOSITORY / ".venv"
-# Written last. An environment cannot be renamed when complete, as its scripts name its path.
+# Written last. An environment cannot be renamed when complete: its scripts contain its path.
 STAMP = "complete.json"
 
 
@@ -91,7 +91,7 @@ def _make_venv(folder: Path) -> None:
         raise DemoError(
             f"{sys.executable} could not make a virtual environment: {made.stdout.strip()[-400:]}",
             "install the venv module (Debian, Ubuntu: sudo apt install python3-venv), or check "
-            "that the disk has room",
+            "that the disk has space",
         )
 
 

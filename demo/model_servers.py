@@ -1,8 +1,8 @@
 """Local servers that answer like Hugging Face, Civitai and a plain server, for the demo.
 
-The real code uses them: the Hub by huggingface_hub through HF_ENDPOINT (a HEAD with hash and size
-that redirects to storage), Civitai by its API and a redirect to a signed address that refuses a
-forwarded login. All files are served in ranges, at a speed one can watch.
+The real code talks to them: to the Hub with huggingface_hub through HF_ENDPOINT (a HEAD with hash
+and size that redirects to storage), to Civitai by its API and a redirect to a signed URL that
+refuses a forwarded login. Files are served in ranges, slowly enough to watch.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ModelServers:
 
     @property
     def url(self) -> str:
-        """http://127.0.0.1:PORT, also as HF_ENDPOINT and as Civitai's address."""
+        """http://127.0.0.1:PORT, also for HF_ENDPOINT and as Civitai's address."""
         return _address(self._front)
 
     def hub(self, repo: str, path: str, data: bytes) -> str:
@@ -92,7 +92,7 @@ class ModelServers:
         return self.url + path
 
     def _stored(self, path: str, data: bytes) -> str:
-        """A signed address, as in object storage; it refuses requests with a login."""
+        """A signed URL, as in object storage; it refuses requests with a login."""
         self.files[path] = data
         return f"{_address(self._storage)}{path}?X-Signature=demo"
 
@@ -102,7 +102,7 @@ class _Server(ThreadingHTTPServer):
     owner: ModelServers
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore a client that went away."""
+        """Ignore clients that disconnect."""
 
 
 def _address(server: _Server) -> str:

@@ -34,12 +34,12 @@ def run_models_demo() -> None:
     try:
         with ModelServers(_TOKEN) as servers:
             sources = _prepare(volume, servers)
-            _run("What is wanted, and what would be fetched", "plan", sources)
+            _run("What the manifest lists, and what would be fetched", "plan", sources)
             _run("Fetch it", "pull", sources)
             asked = servers.requests
-        say(f"The servers are gone now; they answered {asked} requests.")
+        say(f"The servers are stopped now; they answered {asked} requests.")
         begun = time.monotonic()
-        _run("Fetch again: all is there, no server is asked", "pull", sources)
+        _run("Fetch again: everything is there, no server is needed", "pull", sources)
         say(f"  that took {1000 * (time.monotonic() - begun):.0f} ms")
         _run("Hash what is there", "verify", sources)
         for path in sorted(p for p in (volume / "models").rglob("*.safetensors")):
@@ -49,7 +49,7 @@ def run_models_demo() -> None:
 
 
 def _prepare(volume: Path, servers: ModelServers) -> Sources:
-    """The volume with its manifest and one model; the sources that lead to `servers`."""
+    """Set up the volume with its manifest and one model; the sources, which use `servers`."""
     os.environ |= {
         "VOLUME_PATH": str(volume),
         "HF_ENDPOINT": servers.url,
@@ -89,7 +89,7 @@ def _run(what: str, command: str, sources: Sources) -> None:
     code = models([command], sys.stderr, sources)
     if code != 0:
         raise DemoError(
-            f"`models {command}` ended with {code}", "read what it said above; please report it"
+            f"`models {command}` exited with {code}", "read its output above; please report it"
         )
 
 

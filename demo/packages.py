@@ -24,7 +24,7 @@ _CAUSES = (
     ),
     (
         ("THESE PACKAGES DO NOT MATCH THE HASHES",),
-        "what was downloaded is not what this project pins; look at the package index in use",
+        "what was downloaded is not what this project pins; check the package index in use",
     ),
     (
         ("NewConnectionError", "Name or service", "Temporary failure", "timed out", "ProxyError"),
@@ -90,7 +90,7 @@ def would_install(python: Path, requirement: str, *options: str) -> dict[str, An
 
 
 def _worth_showing(line: str, fetched: int) -> str:
-    """What to show of a line of pip's; empty for most."""
+    """What to show of a line from pip; empty for most."""
     if large := _LARGE.match(line):
         return f"downloading {large[1]} ({large[2]})"
     if line.startswith("Installing collected packages:"):
@@ -102,4 +102,4 @@ def _fix(output: str) -> str:
     for marks, fix in _CAUSES:
         if any(mark in output for mark in marks):
             return fix
-    return "read pip's last lines above; run the same command again once that is put right"
+    return "read pip's last lines above; fix the cause and run the same command again"

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "images" / "report.svg"
 COLUMNS = 100
 COMMAND = "python3 check_volume.py /workspace"
-# rich's frame, without the font that it would fetch.
+# rich's frame, without the web font that it would load.
 _FRAME = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
 .{unique_id}-matrix {{ font: {char_height}px ui-monospace, Menlo, Consolas, monospace; }}
@@ -45,7 +45,7 @@ _FRAME = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="htt
 
 
 def break_volume(volume: Path) -> None:
-    """Break it with four common faults."""
+    """Break a volume in four common ways."""
     models = volume / "models"
     (models / "checkpoints").mkdir(parents=True)
     page = models / "checkpoints" / "flux1-dev-fp8.safetensors"
@@ -70,7 +70,7 @@ def said_of(volume: Path, python: Path) -> str:
         try:
             while block := os.read(ours, 65536):
                 said += block
-        except OSError:  # the terminal's other end was closed: the checker has ended
+        except OSError:  # the other end of the terminal is closed: the checker has ended
             pass
     os.close(ours)
     text = said.decode().replace("\r\n", "\n").replace(str(volume), "/workspace")
@@ -78,7 +78,7 @@ def said_of(volume: Path, python: Path) -> str:
 
 
 def drawn(said: str) -> str:
-    """A terminal's text with colours as an SVG."""
+    """A terminal's coloured text as an SVG."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), highlight=False)
     console.print(Text(f"$ {COMMAND}", style="bold"))
     console.print(Text.from_ansi(said.strip("\n")))
@@ -86,7 +86,7 @@ def drawn(said: str) -> str:
 
 
 def make() -> str:
-    """Make the current picture."""
+    """The current picture."""
     demo = ensure()
     with tempfile.TemporaryDirectory() as folder:
         volume = demo.copy_to(Path(folder) / "volume")

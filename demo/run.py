@@ -52,7 +52,7 @@ def _wait_for(worker: subprocess.Popen[bytes], port: int) -> None:
     while time.monotonic() < deadline:
         if worker.poll() is not None:
             raise DemoError(
-                f"the worker ended with code {worker.returncode} before it served",
+                f"the worker exited with code {worker.returncode} before it was ready",
                 "read its log above; the last lines name the cause",
             )
         with socket.socket() as probe:
@@ -60,7 +60,7 @@ def _wait_for(worker: subprocess.Popen[bytes], port: int) -> None:
                 return
         time.sleep(0.1)
     raise DemoError(
-        f"the worker did not serve within {_START_SECONDS:g} s",
+        f"the worker was not ready within {_START_SECONDS:g} s",
         "read its log above; on a very slow machine run `make demo` again",
     )
 
@@ -74,7 +74,7 @@ def _ask(port: int, workflow: dict[str, Any]) -> dict[str, Any]:
         connection.request("POST", "/runsync", body, headers)
         answer: dict[str, Any] = json.loads(connection.getresponse().read())
     except (OSError, ValueError) as problem:
-        raise DemoError(f"the worker gave no answer: {problem}", "read its log above") from problem
+        raise DemoError(f"the worker did not answer: {problem}", "read its log above") from problem
     finally:
         connection.close()
     if answer.get("error") or answer.get("status") != "COMPLETED":
@@ -108,11 +108,11 @@ def _stop(worker: subprocess.Popen[bytes]) -> None:
     try:
         worker.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:
-        worker.kill()  # ComfyUI goes with it: its guard sees to that
+        worker.kill()  # its guard then ends ComfyUI
 
 
 def free_port() -> int:
-    """A port of this machine on which nothing listens now."""
+    """A local port on which nothing listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

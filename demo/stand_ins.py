@@ -1,7 +1,7 @@
 """A stand-in for torchvision, which has no CPU build on PyPI for x86-64.
 
-ComfyUI imports it at module level in places that our CPU workflows do not reach, so the import must
-succeed, and a use must say why it fails.
+ComfyUI imports it at module level for code that our CPU workflows do not reach, so importing it
+must work, and using it must fail with the reason.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ sys.meta_path.append(_Finder())
 
 
 def add_torchvision(site_packages: Path) -> None:
-    """Write the stand-in, unless there is a torchvision already."""
+    """Write the stand-in, unless torchvision is already there."""
     package = site_packages / "torchvision"
     if not package.exists():
         package.mkdir()

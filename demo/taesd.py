@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WIDTH = 64
+_SEED = 5
 LATENT_CHANNELS = 4
 SCALE = 0.18215  # of SD 1.5's latents
 ENCODER, DECODER = "taesd_encoder.safetensors", "taesd_decoder.safetensors"
@@ -36,7 +37,7 @@ class Convolution:
 
 
 def encoder_layers() -> Iterator[Convolution]:
-    """`Encoder()`: three halvings of the size, each followed by three blocks but the first."""
+    """`Encoder()`: one block, then three halvings of the size, each followed by three blocks."""
     yield Convolution("0", 3, WIDTH, 1.0)
     yield from _block(1)
     for halving in (2, 6, 10):
@@ -63,16 +64,16 @@ def _block(position: int) -> Iterator[Convolution]:
         yield Convolution(f"{position}.conv.{layer}", WIDTH, WIDTH, 0.55)
 
 
-def write_taesd(folder: Path, seed: int = 5) -> None:
-    """Write both files into `folder`; the same bytes for the same seed."""
-    source = random.Random(seed)
+def write_taesd(folder: Path) -> None:
+    """Write both files into `folder`, always the same bytes."""
+    source = random.Random(_SEED)
     for name, layers in ((ENCODER, encoder_layers()), (DECODER, decoder_layers())):
         write_safetensors(folder / name, _tensors(layers, source))
 
 
-def write_whole_vae(path: Path, seed: int = 5) -> None:
-    """The same autoencoder as one file, as VAELoader takes it from `vae/` under any name."""
-    source = random.Random(seed)
+def write_whole_vae(path: Path) -> None:
+    """The same autoencoder as one file, which VAELoader accepts in `vae/` under any name."""
+    source = random.Random(_SEED)
     parts = (("taesd_encoder.", encoder_layers()), ("taesd_decoder.", decoder_layers()))
     tensors = [
         (prefix + name, shape, values)
@@ -91,7 +92,7 @@ Tensor = tuple[str, list[int], "array.array[float]"]
 def _tensors(layers: Iterator[Convolution], source: random.Random) -> Iterator[Tensor]:
     for layer in layers:
         fan_in = layer.inputs * 9
-        # Uniform with the variance that keeps the signal's size through a ReLU (He).
+        # Uniform, with the variance that keeps the signal's scale through a ReLU (He).
         reach = layer.gain * (6.0 / fan_in) ** 0.5
         count = layer.outputs * fan_in
         weights = array.array("f", (source.uniform(-reach, reach) for _ in range(count)))

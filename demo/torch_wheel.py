@@ -1,11 +1,10 @@
-"""Which build of torch: the demo needs a CPU, and the CUDA build is over 2 GB.
+"""Which build of torch to install: the demo runs on the CPU, and the CUDA build is over 2 GB.
 
 On x86-64 Linux PyPI's torch is the CUDA build; everywhere else it is the CPU build already.
 """
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ _ASK_QUICKLY = ("--timeout", "10", "--retries", "1")
 
 @dataclass(frozen=True)
 class Choice:
-    """pip options that give this build, and the bytes to fetch and to have free for it."""
+    """pip options for this build, and the bytes to fetch and to have free for it."""
 
     options: tuple[str, ...]
     described: str
@@ -36,7 +35,7 @@ class Choice:
     space: int
 
 
-def install_torch(python: Path, requirement: str, env: Mapping[str, str] = os.environ) -> None:
+def install_torch(python: Path, requirement: str, env: Mapping[str, str]) -> None:
     """Install the pinned torch (`torch==…`) without its dependencies, as a CPU build if possible.
 
     Raises DemoError when the disk is too small or pip fails.
@@ -63,18 +62,18 @@ def choose(python: Path, requirement: str, env: Mapping[str, str]) -> Choice:
         return Choice((), "the CPU build", CPU_BYTES, CPU_SPACE)
     configured = would_install(python, requirement, *_ASK_QUICKLY)
     if configured is not None and is_cpu_build(configured):
-        return Choice((), "a CPU build that pip is configured with", CPU_BYTES, CPU_SPACE)
+        return Choice((), "a CPU build from pip's own sources", CPU_BYTES, CPU_SPACE)
     chosen = _from_index(python, requirement, DEFAULT_CPU_INDEX)
     if chosen is not None:
         return chosen
-    say(f"PyTorch's CPU index cannot be used; going on with the CUDA build, {mb(CUDA_BYTES)}.")
+    say(f"PyTorch's CPU index cannot be used; continuing with the CUDA build, {mb(CUDA_BYTES)}.")
     say("  Smaller: set TORCH_INDEX_URL to an index that has CPU builds, or PIP_FIND_LINKS to a")
     say(f"  folder with a {requirement}+cpu wheel, and start again.")
     return Choice((), "the CUDA build", CUDA_BYTES, CUDA_SPACE)
 
 
 def is_cpu_build(found: Mapping[str, Any]) -> bool:
-    """Whether a distribution in pip's report is a CPU build, or a wheel that was put there."""
+    """Whether a distribution in pip's report is a CPU build, or a local wheel."""
     version = str(found["metadata"]["version"])
     url = str(found["download_info"]["url"])
     return version.endswith("+cpu") or url.startswith("file:")

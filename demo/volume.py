@@ -3,7 +3,7 @@
     ComfyUI/                     as in its repository
     models/vae_approx/taesd_*    at the volume's root: ComfyUI sees it only by the worker's links
 
-`ensure()` builds what is missing into the cache (`demo.cache`) and returns at once when nothing is.
+`ensure()` builds what is missing in the cache (`demo.cache`), and returns at once if nothing is.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class DemoVolume:
             "VOLUME_PATH": str(self.path),
             "COMFYUI_PYTHON": str(self.python),
             "COMFYUI_ARGS": "--cpu",
-            # Its Python is made for it; packages left out intentionally are not fetched.
+            # Its Python lacks some packages on purpose: do not install them.
             "PACKAGES": "report",
-            # /workspace is for a Pod's volume, not for this machine's.
+            # /workspace on this machine is not this volume.
             "LINK_OTHER_MOUNT": "false",
         }
 
@@ -71,7 +71,7 @@ def ensure(env: Mapping[str, str] = os.environ) -> DemoVolume:
     """The demo volume, built first if it isn't in the cache. Progress goes to stderr.
 
     `COMFYUI_DIR` and `COMFYUI_PYTHON` in `env` put the user's own ComfyUI on it.
-    Raises DemoError with what to do when it cannot be built.
+    Raises DemoError, with what to do, if it cannot be built.
     """
     cache = cache_folder(env)
     own = env.get("COMFYUI_DIR", "").strip()
@@ -82,7 +82,7 @@ def ensure(env: Mapping[str, str] = os.environ) -> DemoVolume:
     except OSError as problem:
         raise DemoError(
             f"building the demo volume in {cache} failed: {problem}",
-            "make room or correct the rights there, or set COMFYUI_WORKER_CACHE to another folder",
+            "free space or fix the permissions there, or set COMFYUI_WORKER_CACHE elsewhere",
         ) from problem
 
 
@@ -111,7 +111,7 @@ def _with_fetched_comfyui(cache: Path, env: Mapping[str, str]) -> DemoVolume:
 
 def _builder_key() -> str:
     """Changes with the code that builds the volume: a rebuild costs seconds, and a version number
-    alone was once forgotten."""
+    is easily forgotten."""
     modules = (source.__file__, taesd.__file__)
     return digest(BUILDER_VERSION, *(Path(m).read_text(encoding="utf-8") for m in modules))
 

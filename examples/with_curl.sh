@@ -14,7 +14,7 @@ url=${ENDPOINT_URL:-$base/${RUNPOD_ENDPOINT_ID:?set it, or ENDPOINT_URL for a lo
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
-# The key comes from standard input (-H @-), so that no list of processes shows it.
+# The key comes from standard input (-H @-), so that the process list does not show it.
 ask() {
   : > "$folder/reply"
   printf 'Authorization: Bearer %s\n' "${RUNPOD_API_KEY:-}" |

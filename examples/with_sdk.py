@@ -3,7 +3,7 @@
     export RUNPOD_API_KEY=… RUNPOD_ENDPOINT_ID=…
     python examples/with_sdk.py examples/workflow_api.json
 
-A `serverless.call_endpoint`, which some texts name, does not exist: `runpod.Endpoint` is it.
+Some guides mention `serverless.call_endpoint`; it does not exist, `runpod.Endpoint` does.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
     while job.status() in ("IN_QUEUE", "IN_PROGRESS"):
         time.sleep(1)
     output = job.output()
-    # run_sync() would return the output alone: of a job that failed as of one that did not.
+    # run_sync() would return only the output, and not say whether the job failed.
     if job.status() != "COMPLETED":
         sys.exit(f"{job.status()}: {output}")
 

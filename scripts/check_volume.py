@@ -44,8 +44,7 @@ from bootstrap.doctor.fix import apply_fixes
 from bootstrap.doctor.page import page
 from bootstrap.volume.find_comfyui import USUAL_ROOTS
 from bootstrap.volume.locate import similar_folder, volume_around
-from scripts.printing import say, show
-from scripts.progress import Progress
+from scripts.printing import ScanProgress, say, show
 
 # The image's Python for ComfyUI, and where a worker gets its jobs.
 _IMAGE, _JOBS = "/opt/comfyui", "RUNPOD_WEBHOOK_GET_JOB"
@@ -154,7 +153,7 @@ def _parser(prog: str = "check_volume.py", command: str = "") -> argparse.Argume
 
 
 def _examine(settings: Settings, env: Mapping[str, str], arguments: argparse.Namespace) -> Report:
-    with Progress("looking at the volume") as progress:
+    with ScanProgress("looking at the volume") as progress:
         return examine(settings, env, Scope(deep=arguments.deep, progress=progress.update))
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-import errno
 import os
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +16,6 @@ from bootstrap.core.log import use_utf8
 from bootstrap.core.terminal import PROGRAM, WRONG_USE, Parser, closing, nearest
 
 Main = Callable[[list[str], str], int]
-_LAST_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,7 @@ def _serve(argv: list[str], prog: str) -> int:
     )
     parser.add_argument("--host", default="127.0.0.1", help="with --local (default: %(default)s)")
     parser.add_argument(
-        "--port", type=_port, default=8000, help="with --local (default: %(default)s)"
+        "--port", type=int, default=8000, help="with --local (default: %(default)s)"
     )
     arguments = parser.parse_args(argv)
     for package in ("runpod", "aiohttp"):  # before ComfyUI is started in vain
@@ -137,52 +133,10 @@ def _serve(argv: list[str], prog: str) -> int:
 
     sys.argv = [prog]
     if arguments.local:
-        if problem := _taken(arguments.host, arguments.port, f"{prog} --local"):
-            return _refused(problem)
         sys.argv += ["--rp_serve_api", "--rp_api_host", arguments.host]
         sys.argv += ["--rp_api_port", str(arguments.port)]
     serve()
     return 0
-
-
-def _port(text: str) -> int:
-    port = int(text) if text.isascii() and text.isdecimal() else 0
-    if not 1 <= port <= _LAST_PORT:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a port: a number from 1 to {_LAST_PORT}")
-    return port
-
-
-def _taken(host: str, port: int, command: str) -> str:
-    """Why this address, IPv4 or IPv6, cannot be listened on, and what to type instead; empty if it
-    can."""
-    problem = _cannot_listen(host, port)
-    if problem is None:
-        return ""
-    why = getattr(problem, "strerror", None) or str(problem)
-    at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    other = f"{command}{_other(problem, host, port)}"
-    return f"cannot listen on {at} ({why}). Choose another one:\n  {other}"
-
-
-def _cannot_listen(host: str, port: int) -> Exception | None:
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except (OSError, UnicodeError) as problem:
-        return problem
-    return None
-
-
-def _other(problem: Exception, host: str, port: int) -> str:
-    """Options for an address that can be listened on."""
-    at = "" if host == "127.0.0.1" else f" --host {host}"
-    if isinstance(problem, OSError) and problem.errno in (errno.EADDRINUSE, errno.EACCES):
-        near = range(max(port, 8000), min(max(port, 8000) + 100, _LAST_PORT))
-        free = (other for other in (*near, 8000) if _cannot_listen(host, other) is None)
-        return f"{at} --port {next(free, 8000)}"
-    return f" --port {port}" if port != 8000 else ""
 
 
 def _boot(argv: list[str], prog: str) -> int:
@@ -227,7 +181,7 @@ def _health(argv: list[str], prog: str) -> int:
         description="Show the state of the workers on this machine.",
         epilog=closing(
             {"TMPDIR": "where a worker leaves the socket that is asked (default: /tmp)"},
-            [prog, f"docker exec WORKER {prog}"],
+            [prog, f"until {prog}; do sleep 5; done"],
             "exit codes:\n  0  all are well\n  1  one is not, or there is none\n  2  wrong use",
         ),
     )

@@ -21,7 +21,7 @@ _ADDRESS = (
     "https://github.com/comfyui-volume-worker/comfyui-volume-worker"
     "/releases/latest/download/check_volume.py"
 )
-_SCRIPTS = ("__init__.py", "check_volume.py", "progress.py", "printing.py")
+_SCRIPTS = ("__init__.py", "check_volume.py", "printing.py")
 _HEAD = r'''#!/usr/bin/env python3
 """Checks a ComfyUI volume; --help says how. Nothing has to be installed, and nothing is left."""
 

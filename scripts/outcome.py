@@ -15,7 +15,7 @@ from bootstrap.core.text import pluralize
 from scripts.diagnostics_text import diagnostics_text, findings_in
 from scripts.endpoint import Job
 from scripts.errors import DONE, FAILED, NOT_SAVED, ClientError
-from scripts.printing import plain, say, say_error, show, tell
+from scripts.printing import plain, say, say_error, say_wrapped, show
 from scripts.saving import Saving, save
 
 
@@ -46,7 +46,7 @@ def report(
         if html is not None and not _written(diagnostics, html, saving):
             code = NOT_SAVED
     for note in (*_warnings(output), *_elsewhere(saving, output), *saving.problems):
-        tell(f"note: {note}")
+        say_wrapped(f"note: {note}")
     if problem is not None:
         say_error(problem)
     if code in (DONE, NOT_SAVED) and not isinstance(diagnostics, dict):

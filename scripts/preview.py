@@ -29,7 +29,7 @@ class Previews:
     """One job's previews."""
 
     def __init__(self, env: Mapping[str, str], terminal: bool) -> None:
-        self._way = way_of(env) if terminal else None
+        self._protocol = protocol_of(env) if terminal else None
         self._last = b""
 
     def drawn(self, output: Any) -> str:
@@ -39,7 +39,7 @@ class Previews:
         if image is None or image == self._last:
             return ""
         self._last = image
-        return drawn(image, self._way)
+        return drawn(image, self._protocol)
 
     def save(self, folder: Path) -> Path | None:
         """The last one as `preview.jpg`, or the next name that is free; None without any. Raises
@@ -65,7 +65,7 @@ def image_in(output: Any) -> bytes | None:
     return image if image.startswith(_JPEG) else None
 
 
-def way_of(env: Mapping[str, str]) -> str | None:
+def protocol_of(env: Mapping[str, str]) -> str | None:
     """`kitty` or `sixel`, by the terminal's variables; None if neither."""
     term, program = env.get("TERM", ""), env.get("TERM_PROGRAM", "").lower()
     if "TMUX" in env or term.startswith("screen"):  # these pass neither on
@@ -78,9 +78,9 @@ def way_of(env: Mapping[str, str]) -> str | None:
     return "sixel" if sixel else None
 
 
-def drawn(image: bytes, way: str | None) -> str:
+def drawn(image: bytes, protocol: str | None) -> str:
     """The escape sequences for a picture; empty without Pillow, or if it is not a picture."""
-    if way is None:
+    if protocol is None:
         return ""
     try:
         from PIL import Image
@@ -91,7 +91,7 @@ def drawn(image: bytes, way: str | None) -> str:
             picture = opened.convert("RGB")
     except Exception:  # noqa: BLE001  # no Pillow, or not a picture: there is the line of text
         return ""
-    return "".join(_kitty(picture) if way == "kitty" else _sixel(picture)) + os.linesep
+    return "".join(_kitty(picture) if protocol == "kitty" else _sixel(picture)) + os.linesep
 
 
 def _kitty(picture: Any) -> Iterator[str]:

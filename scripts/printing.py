@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 from bootstrap.core import log
 from bootstrap.core.findings import Fault
 from bootstrap.core.terminal import sentences, show_wrapped
+
+_QUIET_SECONDS = 1.0
 
 
 def show(text: str) -> None:
@@ -33,7 +37,7 @@ def say(text: str) -> None:
     log.show(f"{text}\n", sys.stderr)
 
 
-def tell(line: str) -> None:
+def say_wrapped(line: str) -> None:
     """Print a line of whatever origin, wrapped where standard error is a terminal."""
     show_wrapped(plain(line), sys.stderr)
 
@@ -42,7 +46,7 @@ def say_error(fault: Fault) -> None:
     """Print `error[code]`, the sentence, what the node's Python said last (the last line of
     `traceback` in the details), the way out, and where more is said (`docs` there)."""
     for line in _error_lines(fault):
-        tell(line)
+        say_wrapped(line)
 
 
 def plain(text: str) -> str:
@@ -77,3 +81,34 @@ def _last_line(trace: Any) -> str:
     text = "\n".join(map(str, trace)) if isinstance(trace, list) else str(trace or "")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
+
+
+class ScanProgress:
+    """Counts files on standard error while a scan takes more than a second; silent if that is not a
+    terminal."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._from = time.monotonic() + _QUIET_SECONDS
+        self._shown = False
+
+    def __enter__(self) -> ScanProgress:
+        return self
+
+    def update(self, count: int) -> None:
+        """Update the count."""
+        if not sys.stderr.isatty() or time.monotonic() < self._from:
+            return
+        self._shown = True
+        sys.stderr.write(f"\r{self._what}: {count:,} files and folders ")
+        sys.stderr.flush()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._shown:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()

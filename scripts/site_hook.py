@@ -25,7 +25,7 @@ def on_page_markdown(markdown: str, /, page: Any, config: Any, files: Any) -> st
         markdown, source = (root / readme).read_text("utf-8"), readme
         # This page is where the README's link to the documentation leads.
         site = re.escape(config["site_url"])
-        markdown = re.sub(rf"\*\*\[[^\]\n]*\]\({site}[^)\n]*\)\*\* · ", "", markdown, count=1)
+        markdown = re.sub(rf"\*\*\[[^\[\]\n]*\]\({site}[^()\n]*\)\*\* · ", "", markdown, count=1)
     blob = f"{config['repo_url'].rstrip('/')}/blob/main/"
 
     def on_site(found: re.Match[str]) -> str:

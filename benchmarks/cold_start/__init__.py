@@ -1,4 +1,4 @@
-"""Cold starts measured: from process start to the first result posted at the control plane.
+"""Measures cold starts: from process start until the first result reaches the control plane.
 
     make bench                                   # or python -m benchmarks.cold_start --help
 

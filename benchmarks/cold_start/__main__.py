@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
 import time
@@ -19,7 +18,7 @@ from benchmarks.cold_start.scene import furnished
 from benchmarks.cold_start.session import Figures, Plan, run_session
 from benchmarks.cold_start.tables import section
 from benchmarks.document import publish, say
-from benchmarks.machine import Machine, this_machine
+from benchmarks.machine import Machine, keep_bytecode, this_machine
 from benchmarks.node_packs import FILES, PACKS
 from benchmarks.simulated_volume import CannotSimulate, Delays, why_not
 from demo.console import DemoError
@@ -45,16 +44,15 @@ class Outcome:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 if all targets that were measured are met, 1 if not, 2 if it cannot be measured, 130 if
-    interrupted; processes and mounts are removed in any case."""
+    """0 if all measured targets were met, 1 if not, 2 if nothing can be measured, 130 if
+    interrupted; processes and mounts are cleaned up in any case."""
     given = _arguments(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Bytecode is there after the first day; no start must compile it again.
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    keep_bytecode()
     try:
         outcome = measure(given.only or [*_COLD, _HOT, _THAW], given.rounds, given.frozen)
     except KeyboardInterrupt:
-        say("interrupted; everything is cleaned up")
+        say("interrupted; everything was cleaned up")
         return 130
     except (CannotSimulate, DemoError) as problem:
         say(str(problem))
@@ -68,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(wanted: Sequence[str], rounds: int, frozen_seconds: float) -> Outcome:
     """Run the selected parts. Raises CannotSimulate, DemoError, or a contender's error."""
     if reason := why_not():
-        raise CannotSimulate(f"no volume can be simulated here: {reason}")
+        raise CannotSimulate(f"cannot simulate a volume here: {reason}")
     demo = ensure()
     plan = _plan(demo, wanted, rounds, frozen_seconds)
     used = {c.load.key: c.load for c in plan.contenders}
@@ -86,12 +84,12 @@ def measure(wanted: Sequence[str], rounds: int, frozen_seconds: float) -> Outcom
 
 
 def keep(machine: Machine, figures: Figures, folder: Path = RESULTS) -> Path:
-    """Write all figures, timelines and logs to a JSON file of their own."""
+    """Write all figures, timelines and logs to a new JSON file."""
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / f"cold-start-{time.strftime('%Y%m%d-%H%M%S')}.json"
     data = {"machine": asdict(machine), **figures.as_dict()}
     place.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    say(f"every run with its timeline and log: {place}")
+    say(f"all runs with their timelines and logs: {place}")
     return place
 
 
@@ -117,7 +115,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--only",
         nargs="+",
         choices=[*_COLD, _HOT, _THAW],
-        help="these alone; the document is then left as it is",
+        help="only these; the document is then left unchanged",
     )
     parser.add_argument(
         "--frozen", type=float, default=3.0, help="seconds a worker is frozen, default 3"

@@ -1,4 +1,4 @@
-"""Pure: the targets for ratios of medians, and whether they were met."""
+"""The targets for ratios of medians, and whether they were met (pure)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Verdict:
 
 
 def verdicts(series: Series, bars: Iterable[Bar] = BARS) -> list[Verdict]:
-    """For each bar of which both sides were measured."""
+    """For each target whose two sides were measured."""
     return [
         Verdict(bar, statistics.median(series[bar.ours]) / statistics.median(series[bar.other]))
         for bar in bars

@@ -1,4 +1,4 @@
-"""The contenders: how each is started, on which volume."""
+"""The contenders: how each is started, and on which volume."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def ours(
 
 
 def own_environment(volume: Path, demo: DemoVolume, work: Path, *arguments: str) -> dict[str, str]:
-    """What this project's worker needs to run `volume` with the demo's Python; `arguments` are
+    """Variables for this project's worker on `volume` with the demo's Python; `arguments` are
     ComfyUI's."""
     return {
         **demo.worker_environment,
         "VOLUME_PATH": str(volume),
-        # All lines of its start, from which its marks are read, at its default level.
+        # Log its whole start at ComfyUI's default level: the marks are read from it.
         "COMFYUI_ARGS": " ".join(("--cpu", "--verbose", "INFO", *arguments)),
         "COMFY_LOG_LEVEL": "debug",
         "COMFYUI_PORT": "0",
@@ -60,7 +60,7 @@ def own_environment(volume: Path, demo: DemoVolume, work: Path, *arguments: str)
 
 
 def all_local(scene: Scene, load: Load, volume: Path, plane: Mapping[str, str]) -> WorkerProcess:
-    """The same without a copy of the code, which would gain nothing."""
+    """Ours, without copying the code, which would gain nothing here."""
     return ours(scene, load, volume, plane, STAGE_COMFYUI="false")
 
 
@@ -85,8 +85,8 @@ def _peer(scene: Scene, load: Load, comfyui: Path) -> dict[str, str]:
 
 
 def peer_environment(python: Path, comfyui: Path, folder: Path, *arguments: str) -> dict[str, str]:
-    """What a peer needs to start ComfyUI, on a port that is free now, and to find it. ComfyUI's own
-    front end is not installed here: an empty page in `folder` is in its place."""
+    """Variables with which a peer starts and finds ComfyUI, on a port that is free now. ComfyUI's
+    front end is not installed here: an empty page in `folder` takes its place."""
     front_end = folder / "front-end"
     front_end.mkdir(exist_ok=True)
     (front_end / "index.html").write_text("<!doctype html><title>none</title>")
@@ -104,7 +104,7 @@ def peer_environment(python: Path, comfyui: Path, folder: Path, *arguments: str)
 
 
 def four(load: Load) -> list[Contender]:
-    """All ways for one load."""
+    """All contenders for one load."""
     return [
         Contender(f"ours-{load.key}", OURS, load, ours, ours=True),
         Contender(f"local-{load.key}", LOCAL, load, all_local, through_network=False, ours=True),

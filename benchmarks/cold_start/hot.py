@@ -1,5 +1,5 @@
-"""A hot worker: a job with an unread model compared with a cached one, and after a thaw compared
-with before."""
+"""A hot worker: a job with an unread model compared with a cached one, and a job at a thaw compared
+with one on the running worker."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tests.support.control_plane import ControlPlane
 from tests.support.plane_records import now
 from tests.support.worker_process import WorkerProcess
 
-# After a worker has asked for a job, so that it is at rest when one comes.
+# Seconds to wait after a worker's poll, so that it is idle when a job comes.
 _REST = 0.2
 _ASKS_AGAIN = 30.0
-# Times a model's size: in the page cache, the simulated volume's too, and loaded, as float32.
+# A multiple of a model's size: page cache, the simulated volume's memory, float32 weights.
 _TOUCHED = 4
 
 Series = dict[str, list[float]]
@@ -34,8 +34,7 @@ Series = dict[str, list[float]]
 
 @dataclass
 class HotWorker:
-    """Our worker, its first job done, on the volume; `ask` runs a job and times it. `timings`:
-    those of the last reply."""
+    """Our worker on `volume`, warmed up. `timings` are those of the last reply."""
 
     plane: ControlPlane
     worker: WorkerProcess
@@ -43,7 +42,7 @@ class HotWorker:
     timings: dict[str, Any] = field(default_factory=dict)
 
     def ask(self, given: object, begun: float | None = None) -> float:
-        """Seconds from submission (or `begun`) to the posted result."""
+        """Run a job; seconds from its submission (or `begun`) to the posted result."""
         begun = now() if begun is None else begun
         job = self.plane.submit(given)
         self.timings = posted(self.plane, self.worker, job)["output"].get("timings") or {}
@@ -52,29 +51,29 @@ class HotWorker:
         return seconds
 
     def loads_so_far(self) -> int:
-        """How many checkpoints ComfyUI has loaded, by its log."""
+        """How many checkpoints ComfyUI has loaded, according to its log."""
         return sum("model_type" in line.text for line in self.worker.lines)
 
     def signal_all(self, number: signal.Signals) -> None:
-        """A signal to every process of the worker."""
+        """Signal every process of the worker."""
         for pid in (self.worker.pid, *(p.pid for p in self.worker.living())):
             os.kill(pid, number)
 
 
 def until_idle(plane: ControlPlane, worker: WorkerProcess) -> None:
-    """The SDK asks for the next job up to a second after the last one; a job submitted sooner would
-    wait for that and not for the worker."""
+    """The SDK polls for the next job up to a second after the last one; a job submitted sooner
+    would wait for the poll, not for the worker."""
     asked, end = plane.polls["take"], now() + _ASKS_AGAIN
     while plane.polls["take"] == asked:
         if now() > end:
-            raise RuntimeError(f"the worker asks for no job\n{worker.tail()}")
+            raise RuntimeError(f"the worker stopped polling for jobs\n{worker.tail()}")
         time.sleep(0.01)
     time.sleep(_REST)
 
 
 @contextmanager
 def hot_worker(scene: Scene, load: Load) -> Iterator[HotWorker]:
-    """A worker that has done two jobs with the load's model and one without a model."""
+    """A worker that has run two jobs with the load's model and one without a model."""
     with scene.seen(load) as volume, ControlPlane() as plane:
         env = plane.worker_env(skip_fitness=True)
         with contenders.ours(scene, load, volume, env) as worker:
@@ -85,10 +84,10 @@ def hot_worker(scene: Scene, load: Load) -> Iterator[HotWorker]:
 
 
 def unread_and_cached(hot: HotWorker, scene: Scene, load: Load, names: Sequence[str]) -> Series:
-    """Each round a copy under a name of its own: dropped from memory, then asked for twice.
+    """Each round uses a copy with its own name: dropped from memory, then requested twice.
 
-    `names` lay on the volume before the worker booted. A job without a model in between makes
-    ComfyUI unload; its log must show that it loaded the checkpoint again both times.
+    `names` were on the volume before the worker booted. A job without a model in between makes
+    ComfyUI unload; its log must show that it loaded the checkpoint both times.
     """
     kinds = ("unread", "reading", "cached", "unread processor", "cached processor")
     series: Series = {kind: [] for kind in kinds}
@@ -101,7 +100,7 @@ def unread_and_cached(hot: HotWorker, scene: Scene, load: Load, names: Sequence[
             pages.touch_free_memory(_TOUCHED * real.stat().st_size)
             found = pages.share_in_memory(seen)
             if abs(found - share) > 0.02:
-                raise RuntimeError(f"{found:.0%} of {name} are in memory before the {key} job")
+                raise RuntimeError(f"{found:.0%} of {name} is in memory before the {key} job")
             before, busy = hot.loads_so_far(), _processor_seconds()
             series[key].append(hot.ask(load.job(1000 + number, name)))
             series[f"{key} processor"].append(_processor_seconds() - busy)
@@ -123,13 +122,13 @@ def _processor_seconds() -> float:
 
 
 def thawed_and_hot(hot: HotWorker, load: Load, rounds: int, frozen_seconds: float) -> Series:
-    """In turn: a job on the hot worker, and one that comes as its processes are thawed; once with
-    the load's model, which is in memory, once without any model."""
+    """In turn: a job on the hot worker, and one that arrives as its processes thaw; once with the
+    load's model, which is in memory, once without any model."""
     series: Series = {"thawed": [], "hot": [], "thawed plain": [], "hot plain": []}
     for number in range(rounds):
         seeds = (10_000 + 2 * number, 10_001 + 2 * number)
         jobs = {"": [load.job(seed) for seed in seeds], " plain": [plain(seed) for seed in seeds]}
-        hot.ask(load.job(seeds[0] + 5000))  # after the plain ones, its model may have to come back
+        hot.ask(load.job(seeds[0] + 5000))  # the plain jobs before may have unloaded its model
         for kind, (first, second) in jobs.items():
             series[f"hot{kind}"].append(hot.ask(first))
             series[f"thawed{kind}"].append(_ask_at_thaw(hot, second, frozen_seconds))

@@ -1,4 +1,4 @@
-"""What the jobs load: a checkpoint of 2 or 7 GB, or a tiny VAE where only the harness is tried."""
+"""What the jobs load: a checkpoint of 2 or 7 GB, or a tiny VAE to test only the harness."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Workflow = dict[str, Any]
 class Load:
     """A model and the job that needs it.
 
-    `file` is the checkpoint to lay on the volume, None for what the demo volume has already.
+    `file` is the checkpoint to put on the volume, None for a model of the demo volume.
     `arguments` go to every contender's ComfyUI.
     """
 
@@ -29,7 +29,7 @@ class Load:
 
     @property
     def name(self) -> str:
-        """The model's file name in `models/checkpoints`; of no meaning without `file`."""
+        """The model's file name in `models/checkpoints`; empty without `file`."""
         return self.file.name if self.file else ""
 
     def job(self, seed: int, name: str | None = None) -> dict[str, Any]:
@@ -43,13 +43,13 @@ def sd15(demo: DemoVolume) -> Load:
 
 
 def sdxl(demo: DemoVolume) -> Load:
-    """Stable Diffusion XL's shape, 6.9 GB; its weights stay float16 as they do on a GPU, else
-    the CPU's float32 copy and the page cache together are more than 24 GB of memory."""
+    """Stable Diffusion XL's shape, 6.9 GB; its weights stay float16 as on a GPU: a float32 copy for
+    the CPU and the page cache together would exceed 24 GB of memory."""
     return Load("sdxl", "7 GB", checkpoint("sdxl", demo), picture, ("--fp16-unet",))
 
 
 def tiny() -> Load:
-    """The demo volume's TAESD, 10 MB: to try the harness."""
+    """The demo volume's TAESD, 10 MB: to test the harness."""
     return Load("tiny", "10 MB", None, through_taesd)
 
 

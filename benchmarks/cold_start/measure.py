@@ -1,4 +1,4 @@
-"""One cold run: from process start to the first result posted, with what happened when."""
+"""One cold run: from process start to the first result posted, with a timeline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMEOUT = 400.0
 # After a job our worker records what the next start needs. Then it is killed, since a clean
 # shutdown would remove its local files (see Scene.seen).
 _REMEMBERS = 4.0
-# What every ComfyUI logs, under any worker.
+# What ComfyUI logs under any worker.
 _LOGGED = {
     "ComfyUI up": r"To see the GUI go to",
     "prompt submitted": r"got prompt",
@@ -34,9 +34,9 @@ class NoResult(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """One contender's cold run. `marks`: seconds from process start. `load_average`: the
-    machine's, of the last minute, before the run. `detail`: the worker's own boot report, what the
-    job says of its time, and the log with its seconds."""
+    """One contender's cold run. `marks`: seconds from process start. `load_average`: the machine's,
+    over the minute before the run. `detail`: the worker's boot report, the job's timings, and the
+    log with seconds."""
 
     contender: str
     seconds: float
@@ -77,10 +77,10 @@ def posted(plane: ControlPlane, worker: WorkerProcess, job: str, timeout: float 
     deadline = now() + timeout
     while not plane.select("done", job):
         if worker.returncode is not None or now() > deadline:
-            raise NoResult(f"no result of {job}; exit code {worker.returncode}\n{worker.tail(60)}")
+            raise NoResult(f"no result for {job}; exit code {worker.returncode}\n{worker.tail(60)}")
         try:
             plane.wait_for("done", job, timeout=1)
-        except AssertionError:  # PlaneTimeout: look again whether the worker lives
+        except AssertionError:  # PlaneTimeout: check again that the worker is alive
             continue
     body = plane.result(job)
     if not _picture(body).startswith(_PNG):
@@ -101,7 +101,7 @@ def _picture(body: Any) -> bytes:
 def _marks(
     plane: ControlPlane, worker: WorkerProcess, job: str, started: float
 ) -> dict[str, float]:
-    """Seconds from process start to each step that was seen."""
+    """Seconds from process start to each step found in the log."""
     found = {"job taken": plane.wait_for("take", job).at}
     for name, pattern in _LOGGED.items():
         seen = [line.at for line in worker.lines if re.search(pattern, line.text)]

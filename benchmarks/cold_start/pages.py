@@ -1,4 +1,4 @@
-"""Empties the page cache of what a start reads, and checks that; touches free memory that the host
+"""Drops what a start reads from the page cache, and checks that; touches free memory that the host
 may have reclaimed."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def forget(trees: Iterable[Path]) -> None:
     """Drop the pages of all files below these folders. Pages that a running process has mapped
     stay, and so do names and attributes: unlike writing to /proc/sys/vm/drop_caches, this needs no
     root and leaves other programs alone."""
-    os.sync()  # pages that are not on disk yet cannot be dropped
+    os.sync()  # dirty pages cannot be dropped
     for tree in trees:
         for folder, _, names in os.walk(tree):
             for path in (Path(folder, name) for name in names):
@@ -53,9 +53,9 @@ def share_in_memory(path: Path) -> float:
 def touch_free_memory(size: int) -> None:
     """Touch `size` bytes of free memory, or less if less is free, and release them.
 
-    A virtual machine may return free memory to its host (virtio's free page reporting); the first
-    to touch it waits for it, 1 s for 1 GB where this was observed. Dropping a file from the page
-    cache frees its memory, so the next reader would pay for that too.
+    A virtual machine may return free memory to its host (virtio's free page reporting); whoever
+    touches it next waits for it, 1 s for 1 GB where this was observed. Dropping a file from the
+    page cache frees its memory, so the next reader would pay for that too.
     """
     size = min(size, psutil.virtual_memory().available - _LEFT_ALONE)
     if size > 0:

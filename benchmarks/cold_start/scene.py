@@ -2,7 +2,7 @@
 
 volume-sd15/ComfyUI, volume-sd15/models/checkpoints/sd15.safetensors     (linked, not copied)
 image/ComfyUI      the same code and packs on local disk, as if built into an image
-seen/              where the volume of the present run is mounted
+seen/              where the current run's volume is mounted
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Scene:
 
     @contextmanager
     def seen(self, load: Load, through_network: bool = True) -> Iterator[Path]:
-        """The volume as a worker sees it: mounted afresh, nothing in memory that a start reads."""
+        """The volume as a worker sees it: freshly mounted, nothing that a start reads in memory."""
         put_aside(self.work, self.folder)
         self.work.mkdir()
         if self.delays is not None:
@@ -70,7 +70,7 @@ class Scene:
             raise RuntimeError(f"{left:.0%} of {load.file} could not be dropped from memory")
 
     def add_copies(self, load: Load, count: int) -> list[str]:
-        """Further names for the load's model; through the mount each is a file of its own."""
+        """More names for the load's model; seen through the mount, each is a separate file."""
         assert load.file is not None
         folder = self.volume(load) / CHECKPOINTS
         names = [f"{load.key}-{i}{load.file.suffix}" for i in range(count)]
@@ -101,7 +101,7 @@ def _furnish(
     for path in checkpoints:
         _link(path, volume / CHECKPOINTS / path.name)
     for name in ("checkpoints", "vae_approx"):
-        # As the worker itself links them, so that ComfyUI alone finds the models too.
+        # As the worker links them, so that ComfyUI finds the models without a worker.
         place = volume / "ComfyUI" / "models" / name
         shutil.rmtree(place, ignore_errors=True)  # holds an empty file that says what goes there
         place.symlink_to(Path("..", "..", "models", name))

@@ -1,4 +1,4 @@
-"""All rounds of a benchmark: who runs when, progress for people, and the figures as data."""
+"""All rounds of a benchmark: their order, progress lines, and the figures as data."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from benchmarks.document import say
 
 @dataclass(frozen=True)
 class Plan:
-    """`prepare`: run each contender once before, unmeasured, so that bytecode and the worker's
-    record of the models used last are there as after a first day of use. `hot` and `thaw` are
-    rounds; `frozen_seconds` is how long the worker is frozen each time."""
+    """`prepare`: first run each contender once, unmeasured, so that bytecode and the worker's
+    record of the models used last exist, as after a day of use. `hot` and `thaw` are rounds;
+    `frozen_seconds` is how long the worker is frozen each time."""
 
     contenders: Sequence[Contender]
     rounds: int
@@ -58,9 +58,9 @@ class Figures:
 
 
 def run_session(scene: Scene, plan: Plan, figures: Figures) -> None:
-    """Prepare, then all rounds, the contenders in turn, then the hot worker.
+    """Prepare, then all rounds with the contenders in turn, then the hot worker.
 
-    What is measured goes into `figures` at once, so that an interruption loses nothing.
+    Each cold run goes into `figures` at once, so that an interruption loses none.
     """
     rounds = range(0 if plan.prepare else 1, plan.rounds + 1)
     steps = [(number, c) for number in rounds for c in _turn(plan.contenders, number)]
@@ -73,7 +73,7 @@ def run_session(scene: Scene, plan: Plan, figures: Figures) -> None:
         round_name = f"round {number} of {plan.rounds}" if number else "preparing"
         say(
             f"{round_name}: {contender.name}, {contender.load.label}: {run.seconds:.1f} s "
-            f"(load {run.load_average:.1f}); cold starts take {left / 60:.0f} min more"
+            f"(load {run.load_average:.1f}); {left / 60:.0f} min of cold starts left"
         )
     if plan.hot_load is not None and (plan.hot or plan.thaw):
         figures.pairs.update(_on_a_hot_worker(scene, plan, plan.hot_load))

@@ -1,6 +1,5 @@
-"""Hot workers measured: what `busy_gpu`, `job_overhead` and `thousand_jobs` have in common.
+"""Measures hot workers: shared by `busy_gpu`, `job_overhead`, `thousand_jobs` and `two_comfyuis`.
 
-Every worker is a process of its own with the real SDK in production mode, at a control plane of
-its own, and has a ComfyUI of its own on the CPU. What ComfyUI's execution took is read from
-ComfyUI's history, for everybody alike.
+Each worker is a separate process with the real SDK in production mode, its own control plane and
+its own ComfyUI on the CPU. ComfyUI's execution times are read from its history for all alike.
 """

@@ -1,4 +1,4 @@
-"""Who is compared, and how each is started."""
+"""The contenders, and how each is started."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tests.support.worker_process import WorkerProcess
 
 _TIMED = "benchmarks.serving.timed"
 _PEER = "benchmarks.cold_start.peers.image_first"
-# For everybody: worker-comfyui leaves the SDK at DEBUG, which prints more for each job.
+# For all: worker-comfyui leaves the SDK's log at DEBUG, which prints more for each job.
 _QUIET = {"RUNPOD_LOG_LEVEL": "INFO"}
 
 Env = Mapping[str, str]
-# The process, not yet running: of the site, the environment, and the file for the handler's times.
+# Site, environment and the file for the handler's times to a process that is not yet running.
 Start = Callable[[Site, Env, Path | None], WorkerProcess]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to work off jobs."""
+    """A way to process jobs."""
 
     key: str
     name: str

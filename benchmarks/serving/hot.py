@@ -1,4 +1,4 @@
-"""A worker that serves, its first jobs done, and what its ComfyUI says of the time it took."""
+"""A warmed-up worker that serves jobs, and the times that its ComfyUI reports."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from benchmarks.serving.workflows import seed_of, work
 from tests.support.control_plane import ControlPlane
 from tests.support.worker_process import WorkerProcess
 
-# Seeds of the jobs before the measured ones, which count from 0.
+# Seeds of the jobs before the measured ones, whose seeds count from 0.
 _WARMING = (1_000_001, 1_000_002)
 _UP = r"To see the GUI go to: (http://[\w.:]+)"
-# Above any reply of these benchmarks: large ones are to reach the plane from any worker.
+# Above any reply of these benchmarks: no worker's may be refused for its size.
 _RESULT_LIMIT = 500_000_000
 
 
 @dataclass(frozen=True)
 class Span:
-    """When ComfyUI executed a prompt, or waited for one: seconds since 1970, executions in
-    milliseconds."""
+    """When ComfyUI executed a prompt, or waited for one: seconds since 1970, for executions to the
+    millisecond."""
 
     start: float
     end: float
@@ -48,9 +48,9 @@ class Hot:
     url: str
 
     def run(self, inputs: Sequence[dict[str, Any]]) -> list[str]:
-        """Submit all, wait for every picture and until the worker asks again; the jobs' names.
+        """Submit all, wait for every picture and until the worker polls again; the jobs' ids.
 
-        Raises NoResult where one brings no picture.
+        Raises NoResult if one returns no picture.
         """
         jobs = [self.plane.submit(given) for given in inputs]
         for job in jobs:
@@ -67,13 +67,13 @@ class Hot:
         return self.plane.wait_for("done", job).at
 
     def spans(self) -> dict[int, Span]:
-        """By seed: all that ComfyUI has executed so far."""
+        """All of ComfyUI's executions so far, by seed."""
         entries = self._asked("/history").values()
         found = ((seed_of(entry["prompt"][2]), _span(entry)) for entry in entries)
         return {seed: span for seed, span in found if seed is not None}
 
     def waits(self) -> list[Span]:
-        """When ComfyUI waited for a prompt, but for a wait that goes on."""
+        """ComfyUI's waits for a prompt, except one that is still going on."""
         return [Span(start, end) for start, end in self._asked("/benchmark/waits")]
 
     def _asked(self, path: str) -> Any:
@@ -88,8 +88,8 @@ class Hot:
 def serving(
     contender: Contender, site: Site, times: Path | None = None, warming: Sequence[int] = _WARMING
 ) -> Iterator[Hot]:
-    """Start a contender and let it do a job for each seed of `warming`. With `times` its handler's
-    seconds go there."""
+    """Start a contender and run a warm-up job for each seed of `warming`. The handler's seconds go
+    to the file `times`, if given."""
     with ControlPlane(result_limit=_RESULT_LIMIT) as plane:
         env = plane.worker_env(skip_fitness=True)
         with contender.start(site, env, times) as worker:

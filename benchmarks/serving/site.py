@@ -1,8 +1,8 @@
 """Where workers run, all on local disk.
 
 volume/            the demo volume, with these benchmarks' nodes
-work-NAME/         local disk of a worker of ours, which runs a copy of the volume's ComfyUI
-peer-results/      of the worker compared with, which runs ComfyUI where it lies
+work-NAME/         local disk of one of our workers, which runs a copy of the volume's ComfyUI
+peer-results/      results of the peer, which runs ComfyUI in place
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Site:
 
     @property
     def kept(self) -> Path:
-        """Where workers of ours keep results."""
+        """Where our workers keep results."""
         return self.comfyui / "output"
 
     @property
     def peer_results(self) -> Path:
-        """Where the other one's ComfyUI writes."""
+        """Where the peer's ComfyUI writes."""
         return self.folder / "peer-results"
 
     def work(self, name: str) -> Path:

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.serving.timed MODULE`: run a worker's module, its handler timed.
+"""`python -m benchmarks.serving.timed MODULE`: run a worker's module with its handler timed.
 
-Whatever the module gives to the SDK as its handler is timed from call to return; a line
-`job seconds` for each job goes to the file `BENCHMARK_TIMES`. The same for every contender.
+The handler that the module passes to the SDK is timed from call to return, the same way for every
+contender; each job adds a line `job seconds` to the file `BENCHMARK_TIMES`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(module: str) -> None:
 
 
 def timed(handler: Callable[[Job], Any], times: Path) -> Callable[[Job], Awaitable[Any]]:
-    """`handler`, blocking or not, with its seconds written to `times`."""
+    """`handler`, sync or async, with its seconds written to `times`."""
 
     async def handle(job: Job) -> Any:
         begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""Pure: the jobs. Each has a `seed` of its own, by which ComfyUI's history is read back."""
+"""The jobs (pure). Each has its own `seed`, by which ComfyUI's history identifies it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ Workflow = dict[str, Any]
 
 
 def work(seed: int, seconds: float, burn: bool = False) -> dict[str, Any]:
-    """A job's input: `seconds` in ComfyUI, asleep or with `burn` on one core, then 1, 2, 4 or 8
-    plain pictures of 64×64, by the seed, from two savers."""
+    """A job's input: `seconds` in ComfyUI, asleep or, with `burn`, using one core; then 1, 2, 4 or
+    8 plain pictures of 64×64, depending on the seed, from up to two SaveImage nodes."""
     job = _saved("BenchmarkWork", seed=seed, seconds=seconds, size=64, burn=burn)
     count = (1, 2, 4, 8)[seed % 4]
     if count > 1:
@@ -24,12 +24,12 @@ def work(seed: int, seconds: float, burn: bool = False) -> dict[str, Any]:
 
 
 def pictures(seed: int, size: int, count: int) -> dict[str, Any]:
-    """A job's input: `count` pictures of `size`², which compress as generated ones do."""
+    """A job's input: `count` pictures of `size`², which compress like generated ones."""
     return _saved("BenchmarkPictures", seed=seed, size=size, count=count)
 
 
 def seed_of(workflow: Mapping[str, Any]) -> int | None:
-    """The seed a workflow was made with; None for another's."""
+    """The seed a workflow was made with; None for any other workflow."""
     for node in workflow.values():
         if str(node.get("class_type", "")).startswith("Benchmark"):
             return int(node["inputs"]["seed"])

@@ -1,7 +1,7 @@
 """A folder seen as a network volume: builds and mounts the FUSE pass-through in `volume.c`.
 
     with mounted(folder, mountpoint) as volume:
-        ...                                   # every call under `mountpoint` takes its time
+        ...                                   # every call under `mountpoint` is delayed
 
 Needs Linux with /dev/fuse, a C compiler, pkg-config and libfuse3 with its headers
 (`apt-get install gcc pkg-config fuse3 libfuse3-dev`).
@@ -31,13 +31,13 @@ class CannotSimulate(RuntimeError):
 
 @dataclass(frozen=True)
 class Delays:
-    """How slow the volume is; what is reported of real ones. 0 MB a second is no limit.
+    """How slow the volume is; the defaults are as reported of real ones. 0 MB/s means no limit.
 
-    `metadata_ms` for each metadata call; `read_ms` for each read, which also waits for its turn
-    on a line of `stream_mb` MB a second for each open file and one of `total_mb` for all, on which
-    the files that are being read take turns; `server_ms` of `read_ms` is spent one read of a file
-    after another. So one stream gets 270 MB/s, four get 700, eight 1,000, sixteen 1,300.
-    `attr_seconds` is how long the kernel remembers names and attributes.
+    `metadata_ms` for each metadata call; `read_ms` for each read, which also waits for its turn on
+    a line of `stream_mb` MB/s for each open file and on one of `total_mb` that all files being read
+    share; for `server_ms` of `read_ms`, the reads of one file also wait for each other. One stream
+    then gets 270 MB/s, four 700, eight 1,000, sixteen 1,300.
+    `attr_seconds` is how long the kernel caches names and attributes.
     """
 
     metadata_ms: float = 1.5
@@ -58,7 +58,7 @@ class Delays:
 def why_not() -> str | None:
     """Why no volume can be simulated here, in words; None where it should work."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        return "/dev/fuse is missing or not open to this user"
+        return "/dev/fuse is missing or this user may not open it"
     missing = [tool for tool in ("gcc", "pkg-config", "fusermount3") if not shutil.which(tool)]
     if missing:
         return f"{' and '.join(missing)} not installed"
@@ -67,7 +67,7 @@ def why_not() -> str | None:
 
 
 def build(folder: Path = BUILD) -> Path:
-    """The program, compiled if there is none yet or its source is newer.
+    """The program, compiled first if it does not exist or its source is newer.
 
     Raises CannotSimulate with what the compiler or pkg-config said.
     """
@@ -88,7 +88,7 @@ def mounted(
 ) -> Iterator[SimulatedVolume]:
     """`folder` seen through a simulated network at `mountpoint`, unmounted at the end.
 
-    Raises CannotSimulate where that does not work.
+    Raises CannotSimulate if that does not work.
     """
     volume = SimulatedVolume(folder, mountpoint, delays or Delays())
     volume.mount()
@@ -109,11 +109,11 @@ class SimulatedVolume:
 
     @property
     def pid(self) -> int:
-        """The serving process; 0 when none is."""
+        """The serving process; 0 if there is none."""
         return self._server.pid if self._server is not None else 0
 
     def mount(self) -> None:
-        """Serve the folder and wait until it is there. Raises CannotSimulate."""
+        """Serve the folder and wait until it is mounted. Raises CannotSimulate."""
         reason = why_not()
         if reason:
             raise CannotSimulate(reason)
@@ -128,7 +128,7 @@ class SimulatedVolume:
             time.sleep(0.01)
 
     def unmount(self) -> None:
-        """Take the volume away, also under those who still use it; twice is harmless."""
+        """Unmount, even while the volume is in use; harmless when repeated."""
         end = time.monotonic() + UNMOUNT_SECONDS
         while _is_mounted(self.mountpoint):
             late = time.monotonic() > end
@@ -171,7 +171,7 @@ def forget_pages(path: Path) -> None:
 
 
 def _is_mounted(path: Path) -> bool:
-    """As the kernel's table says: a look at the path itself fails when the server is dead."""
+    """By the kernel's mount table: a stat of the path itself fails when the server is dead."""
     wanted = os.path.realpath(path.parent) + "/" + path.name
     with open("/proc/self/mounts", encoding="utf-8") as table:
         places = (line.split(" ")[1] for line in table)
@@ -186,7 +186,7 @@ def _unescaped(text: str) -> str:
 
 
 def _fusermount(flag: str, path: Path) -> None:
-    """Try; whether it worked is seen from the mount table."""
+    """Try; the mount table shows whether it worked."""
     subprocess.run(["fusermount3", flag, str(path)], check=False, stderr=subprocess.DEVNULL)
 
 

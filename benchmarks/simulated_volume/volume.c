@@ -7,7 +7,7 @@
  * read also waits for as many bytes of every other. --server-ms of the latency is the server's
  * work, done for one read of a file after another; the rest is the network's, and reads that the
  * kernel sends together wait for it together. Writes are only passed through.
- * The kernel's page cache works as on any file system; names and attributes are remembered for
+ * The kernel's page cache works as on any file system; names and attributes are cached for
  * --attr-seconds (the default of MooseFS' and NFS' clients is 1 to 3 s).
  */
 #define FUSE_USE_VERSION 31
@@ -36,7 +36,7 @@ static struct {
 enum { PAGE = 4096 };
 static int source = -1;
 
-/* A line over which bytes go one after another; `free_at` is when the last of them is through. */
+/* A line that carries bytes one after another; it is idle again at `free_at`. */
 struct line {
     pthread_mutex_t lock;
     int64_t free_at;
@@ -46,7 +46,7 @@ static _Atomic int being_read; /* open files with a read under way */
 
 struct open_file {
     int fd;
-    int unbuffered; /* the same file past this machine's page cache, or -1: see read_past_memory */
+    int unbuffered; /* the same file, bypassing the page cache, or -1: see read_past_memory */
     struct line line;
     _Atomic int reads; /* under way */
 };
@@ -67,7 +67,7 @@ static void metadata_call(void) {
     if (model.metadata_ms > 0) sleep_until(now_ns() + (int64_t)(model.metadata_ms * 1e6));
 }
 
-/* What takes `cost` ns on a line is queued there; when it is through. */
+/* Queue what takes `cost` ns on a line; returns when it will be through. */
 static int64_t send_over(struct line *line, double cost, int64_t from) {
     pthread_mutex_lock(&line->lock);
     int64_t start = line->free_at > from ? line->free_at : from;
@@ -197,8 +197,8 @@ static int v_create(const char *path, mode_t mode, struct fuse_file_info *fi) {
     return keep_open(openat(source, inside(path), fi->flags | O_CREAT | O_CLOEXEC, mode), fi);
 }
 
-/* A volume's server keeps what it has read in its own memory, not in that of its clients' machine:
- * what lies on a page's border is read past the page cache where the file system can. */
+/* A volume's server caches in its own memory, not in its client's: page-aligned reads bypass the
+ * page cache where the file system allows it. */
 static ssize_t read_past_memory(struct open_file *file, void *memory, size_t size, off_t at) {
     if (file->unbuffered >= 0 && (size | at) % PAGE == 0) {
         ssize_t n = pread(file->unbuffered, memory, size, at);
@@ -303,8 +303,8 @@ static void *v_init(struct fuse_conn_info *connection, struct fuse_config *confi
     config->nullpath_ok = 0;
     config->entry_timeout = config->attr_timeout = model.attr_seconds;
     config->negative_timeout = 0;
-    /* Pages outlive a close, as on network file systems; the kernel drops them by itself when a
-     * file's time or size turns out to have changed. */
+    /* Pages outlive a close, as on network file systems; the kernel drops them itself when it sees
+     * that a file's time or size has changed. */
     config->kernel_cache = 1;
     /* Attributes do not come with names: each stat is a call, which is what is simulated. */
     connection->want &= ~(FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO);
@@ -367,7 +367,7 @@ int main(int argc, char **argv) {
         return 1;
     }
     umask(0);
-    /* Memory for what is read is kept and used again, not given back and taken page by page. */
+    /* Keep read buffers for reuse; do not return them to the kernel and fault them in again. */
     mallopt(M_MMAP_THRESHOLD, 1 << 30);
     mallopt(M_TRIM_THRESHOLD, 1 << 30);
     mallopt(M_ARENA_MAX, 4);

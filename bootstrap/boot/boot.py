@@ -1,11 +1,11 @@
 """The boot: everything before the first job, its order and its outcome.
 
     find volume ─┬─ copy code ───────────────────┬─ start ComfyUI ─ ready ─ models ─ warm-up
-    local folder ┘  choose Python ┬─ ask flags ──┤
+    local folder ┘  choose Python ┬─ read flags ─┤
                                   └ copy Python ─┴ packages
                     read manifest ─ fetch ·······│··················(beside)
                     link models ─────────────────┴─ read ahead ·····(beside)
-    check machine, check volume, after the copy (beside)
+    check machine, check volume, after copy and packages (beside)
 
 "packages" prepares what ComfyUI and its custom nodes require while the code is copied. `begin`
 starts everything and returns when ComfyUI has been started; `finish` waits for it and returns what
@@ -28,7 +28,6 @@ from bootstrap.boot.tasks import BootPlan
 from bootstrap.comfyui import ComfyUI, wait_until_ready, with_cause
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in, ok, outcome_of
-from bootstrap.environment import record_opened
 from bootstrap.environment.imports import check_node_imports
 from bootstrap.models.prefetch import ReadAhead
 from bootstrap.volume.find_comfyui import unlink_other_mounts
@@ -162,8 +161,9 @@ class Boot:
 
     def _wait(self, comfyui: ComfyUI, number: int) -> Finding:
         name = f"ComfyUI {number + 1} ready" if number else "ComfyUI ready"
-        with self.timeline.stage(name, since=comfyui.started_at):
-            waited = wait_until_ready(comfyui, self._settings.boot_timeout)
+        since = comfyui.started_at  # several are waited for in turn, but were started together
+        with self.timeline.stage(name, since=since):
+            waited = wait_until_ready(comfyui, self._settings.boot_timeout, since)
         if waited.finding is not None:
             comfyui.stop()
             return waited.finding
@@ -190,6 +190,7 @@ class Boot:
         """Record which of a venv's files ComfyUI has opened, for the next worker's start."""
         mirror = self._plan.python.value.mirror
         if mirror is not None:
+            from bootstrap.environment.venv_mirror import record_opened
 
             def record() -> None:
                 _log.info("venv: %s", record_opened(mirror))

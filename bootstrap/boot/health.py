@@ -7,6 +7,7 @@ while the process, ComfyUI and Runpod's pings (a separate process) look normal.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import socket
@@ -16,6 +17,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +37,8 @@ _EVERY = 1.0
 _ALLOWED = 10.0
 _SECOND_CHANCE = 1.0
 _ANSWER_SECONDS = 0.5
+# Too many open files, while models are read; no memory; a client that went away.
+_TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED)
 _IDLE_CPU_SECONDS = 0.05  # that much CPU time is also used by an idle ComfyUI
 
 
@@ -210,8 +214,11 @@ class HealthSocket:
             while True:
                 try:
                     connection, _ = server.accept()
-                except OSError:
-                    return
+                except OSError as problem:
+                    if problem.errno not in _TRANSIENT:
+                        return  # closed
+                    time.sleep(_EVERY)
+                    continue
                 with connection:
                     self._tell(connection)
 
@@ -231,7 +238,8 @@ def _sweep() -> None:
     for path in socket_paths():
         connection = connected(path)
         if connection is None:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # another user's
+                path.unlink()
         else:
             connection.close()
 

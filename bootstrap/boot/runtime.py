@@ -13,13 +13,13 @@ from bootstrap.boot.task_runner import Stage
 from bootstrap.comfyui import ComfyUI, WorkDir, WriteBack
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, errors_in, warning
-from bootstrap.environment import Mirror
 from bootstrap.models.manifest import Manifest
-from bootstrap.models.prefetch import ReadAhead, Recent
+from bootstrap.models.prefetch import ReadAhead, UsageRecord
 from bootstrap.volume import Layout
 
 if TYPE_CHECKING:
-    from bootstrap.models.background import Provisioning
+    from bootstrap.environment.venv_mirror import Mirror
+    from bootstrap.models.provisioner import Provisioner
 
 CODES = {
     "comfyui.instance_failed": "One of several ComfyUIs did not start; the others run its jobs",
@@ -39,11 +39,11 @@ class WantedModels:
         self._local_models = local_models
         self._reported: list[Finding] = []
         self._linked = False
-        self._provisioning: Provisioning | None = None
+        self._provisioning: Provisioner | None = None
         if manifest.models:
-            from bootstrap.models.background import Provisioning, provision_context
+            from bootstrap.models.provisioner import Provisioner, provision_context
 
-            self._provisioning = Provisioning(manifest.models, provision_context(settings, layout))
+            self._provisioning = Provisioner(manifest.models, provision_context(settings, layout))
 
     def begin(self) -> None:
         """Start fetching the missing ones; returns at once."""
@@ -79,8 +79,8 @@ class WantedModels:
         if self._provisioning is not None:
             self._provisioning.stop(timeout)
 
-    def _link_what_came(self, provisioning: Provisioning) -> list[Finding]:
-        from bootstrap.models.background import show_to_comfyui
+    def _link_what_came(self, provisioning: Provisioner) -> list[Finding]:
+        from bootstrap.models.provisioner import show_to_comfyui
 
         self._linked = provisioning.ready
         return show_to_comfyui(self._settings, provisioning.results(), self._local_models)[1]
@@ -95,7 +95,7 @@ class Volume:
     layout: Layout
     links: tuple[Path, ...]
     args: tuple[str, ...]
-    recent: Recent
+    recent: UsageRecord
     instances: int = 1
 
     @property
@@ -107,7 +107,7 @@ class Volume:
 
 
 @dataclass(frozen=True)
-class Code:
+class StagedCode:
     """ComfyUI's code where it will run: for each ComfyUI its folder and its own files on local
     disk. `nodes` are custom nodes elsewhere that were not copied. `write_back` copies changes in
     the code to the volume."""
@@ -134,7 +134,7 @@ class Serving:
     layout: Layout
     comfyui: ComfyUI
     work: WorkDir
-    recent: Recent
+    recent: UsageRecord
     read_ahead: ReadAhead
     write_back: WriteBack
 
@@ -172,7 +172,7 @@ class Runtime:
 class WarmUpHook(Protocol):
     """What the job loop can run before the first job."""
 
-    def models(self, settings: Settings, layout: Layout, recent: Recent) -> Sequence[Path]:
+    def models(self, layout: Layout, recent: UsageRecord) -> Sequence[Path]:
         """Files it will need, to be read ahead."""
         ...
 

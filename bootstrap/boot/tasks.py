@@ -7,13 +7,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bootstrap.boot.report import BackgroundCheck, log_place
 from bootstrap.boot.runtime import (
-    Code,
     LocalPython,
+    StagedCode,
     Volume,
     WantedModels,
     WarmUpHook,
@@ -37,7 +38,7 @@ from bootstrap.comfyui import (
     stage_again,
     stage_code,
 )
-from bootstrap.comfyui.launch import arguments, count_instances, device_flag, flags_in
+from bootstrap.comfyui.launch import arguments, count_instances, device_flag, flags_in, flags_of
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.core.redact import child_environment
@@ -45,18 +46,16 @@ from bootstrap.core.text import pluralize
 from bootstrap.environment import (
     PROBE_SECONDS,
     Choice,
-    MirrorRequest,
+    PackageContext,
     PackageSet,
-    Place,
     ask_help,
     choose_python,
-    mirror_venv,
     prepare_packages,
+    read_torch_build,
 )
-from bootstrap.environment.torch_build import read_torch_build
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_file import wanted_here
-from bootstrap.models.prefetch import ReadAhead, Recent, memory_for_weights
+from bootstrap.models.prefetch import ReadAhead, UsageRecord, memory_for_weights
 from bootstrap.nodes.manifest import nodes_wanted_here
 from bootstrap.volume import Layout, locate, volume_root
 from bootstrap.volume.args_file import check_args_file, read_args_file, with_args_file
@@ -107,7 +106,7 @@ class BootPlan:
         self.manifest = _bounded("read manifest", self._read_manifest, self.volume, timeout)
         self.links = _bounded("link models", self._link_models, self.volume, timeout)
         self.choice = _bounded("choose Python", self._choose_python, self.volume, probe)
-        self.flags = _bounded("ask flags", self._ask_flags, self.choice, probe)
+        self.flags = _bounded("read flags", self._read_flags, self.choice, probe)
         self.python = _bounded("copy Python", self._copy_python, self.choice, copying)
         self.packages = Task(
             "packages",
@@ -124,11 +123,12 @@ class BootPlan:
         )
         self.wanted = Task("fetch models", self._fetch, [self.manifest, self.comfyui])
         self.weights = Task("read ahead", self._read_weights, [self.code, self.links])
-        # ComfyUI's start waits for the copy, so other work must not slow it down.
-        self.check_machine = Task("check machine", self.machine_check.run, after=[self.code])
-        self.check_volume = Task(
-            "check volume", self._check_volume, after=[self.code, self.packages]
-        )
+        # ComfyUI's start waits for both, so other work must not slow them down.
+        prepared: list[Task[Any]] = [self.code, self.packages]
+        machine = partial(self._examine, self.machine_check)
+        volume = partial(self._examine, self.volume_check)
+        self.check_machine = Task("check machine", machine, after=prepared)
+        self.check_volume = Task("check volume", volume, after=prepared)
 
     @property
     def tasks(self) -> tuple[Task[Any], ...]:
@@ -163,7 +163,7 @@ class BootPlan:
             row.add(check_layout(layout))
         args = read_args_file(layout)
         row.add(check_args_file(args))
-        recent = Recent(layout.root, self._env.get("RUNPOD_ENDPOINT_ID"))
+        recent = UsageRecord(layout.root, self._env.get("RUNPOD_ENDPOINT_ID"))
         flags = with_args_file(self._settings, args).comfyui_args
         count = count_instances(self._settings, self._env, flags)
         return Volume(layout, tuple(links), flags, recent, count)
@@ -175,10 +175,10 @@ class BootPlan:
         if wanted is None:
             row.note = "not needed"
             return layout
-        from bootstrap.nodes.pull import place_for, pull, summary
+        from bootstrap.nodes.pull import pull, pull_context, summary
 
-        place = place_for(self._settings, layout)
-        results = pull(wanted.packs, place, timeout=self._settings.nodes_timeout)
+        context = pull_context(self._settings, layout)
+        results = pull(wanted.packs, context, timeout=self._settings.nodes_timeout)
         row.add(_as_warnings(wanted.findings))
         row.add(summary(results))
         fetched = sum(result.state in ("fetched", "updated") for result in results)
@@ -193,7 +193,7 @@ class BootPlan:
         """With the fetched packs, if fetching succeeded."""
         return self.nodes.result or self.volume.value.layout
 
-    def _copy_code(self, row: Stage) -> Code:
+    def _copy_code(self, row: Stage) -> StagedCode:
         volume, work = self.volume.value, self.work.value
         layout = self._layout
         staged, findings = stage_code(self._settings, layout, work)
@@ -216,7 +216,7 @@ class BootPlan:
         row.note = pluralize(count, "file") if staged else "not needed"
         row.add([*findings, *more, *check_queued(copies)])
         write_back = _write_back(copies, volume.layout.root)
-        return Code(tuple(places), None if staged else layout.nodes, write_back)
+        return StagedCode(tuple(places), None if staged else layout.nodes, write_back)
 
     def _read_manifest(self, row: Stage) -> Manifest:
         manifest = wanted_here(self._settings, self.volume.value.layout)
@@ -237,12 +237,13 @@ class BootPlan:
         row.add(choice.findings)
         return choice
 
-    def _ask_flags(self, _: Stage) -> frozenset[str]:
-        """From the volume's own `main.py`, while the code is being copied."""
+    def _read_flags(self, _: Stage) -> frozenset[str]:
+        """From the volume's own code, while it is being copied."""
+        comfyui = self.volume.value.comfyui
+        if flags := flags_of(comfyui, self.volume.value.args):
+            return flags
         python = self.choice.value.python
-        return flags_in(
-            value_or_fail(ask_help(python, self.volume.value.comfyui, self._child_env(python)))
-        )
+        return flags_in(value_or_fail(ask_help(python, comfyui, self._child_env(python))))
 
     def _copy_python(self, row: Stage) -> LocalPython:
         """Copy a venv on the volume to local disk: what its start opens, the rest as links."""
@@ -251,6 +252,8 @@ class BootPlan:
         if venv is None or not self._settings.stage_comfyui:
             row.note = "not needed"
             return LocalPython(choice.python)
+        from bootstrap.environment.venv_mirror import MirrorRequest, mirror_venv
+
         request = MirrorRequest(
             venv=venv,
             place=self.work.value.root / "python",
@@ -270,7 +273,7 @@ class BootPlan:
     def _prepare_packages(self, row: Stage) -> PackageSet:
         """Install what ComfyUI and its nodes require, while the code is being copied."""
         volume = self.volume.value
-        place = Place(
+        context = PackageContext(
             python=self.python.value.python,
             comfyui=volume.comfyui,
             volume=volume.layout.root,
@@ -279,15 +282,16 @@ class BootPlan:
             arguments=volume.args,
             nodes=None if self._layout.nodes is None else str(self._layout.nodes),
         )
-        made = prepare_packages(place, self._env, self._settings.packages)
+        made = prepare_packages(context, self._env, self._settings.packages)
         row.note = made.note
         row.add(made.findings)
         return made
 
-    def _check_volume(self, row: Stage) -> None:
+    def _examine(self, check: BackgroundCheck, row: Stage) -> None:
+        """Run it with what is known of Python and its packages, which it need not examine again."""
         local, packages = self.python.result, self.packages.result
         judgement = packages.judgement if packages else None
-        self.volume_check.run(row, local.python if local else None, judgement)
+        check.run(row, local.python if local else None, judgement)
 
     def _read_weights(self, row: Stage) -> None:
         """Read likely models into the page cache, until a job needs others."""
@@ -305,7 +309,7 @@ class BootPlan:
         layout, recent = self.volume.value.layout, self.volume.value.recent
         first: Sequence[Path] = ()
         if self._warm_up is not None:
-            first = self._warm_up.models(self._settings, layout, recent)
+            first = self._warm_up.models(layout, recent)
         names = recent.likely(self._settings.prefetch_models)
         return list(dict.fromkeys([*first, *(layout.models / name for name in names)]))
 

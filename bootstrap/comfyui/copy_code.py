@@ -25,11 +25,10 @@ from functools import partial
 from pathlib import Path
 
 from bootstrap.core.concurrency import WorkerPool
-from bootstrap.core.files import Stamp
+from bootstrap.core.files import Stamp, copy_opened
 
 # 64 in flight, as in doctor/facts/walk.py.
 _THREADS = 64
-_BLOCK = 1024 * 1024
 # Smaller files are copied at once, larger ones when their pack's size is known.
 _LARGE = 4 * 1024 * 1024
 # Data folders directly in ComfyUI's folder; deeper ones such as `comfy/ldm/models` are code.
@@ -165,7 +164,7 @@ def copy_user_folder(user: Path, place: Path, timeout: float) -> Staged:
     """
     copier = _Copier(user, place, 8, None, frozenset(), PRIVATE)
     try:
-        return copier.run(timeout) if user.is_dir() else Staged(user, place, {}, (), 0)
+        return copier.run(timeout) if os.path.isdir(user) else Staged(user, place, {}, (), 0)
     except OSError as problem:
         raise CannotStage(f"{problem.strerror or problem} ({user})") from problem
 
@@ -273,22 +272,10 @@ class _Copier:
             if facts.st_size >= _LARGE and not large:
                 pack.large.append((facts.st_size, path))
                 return
-            self._write(source, path, facts)
+            self._stamps[path] = copy_opened(source, facts, os.path.join(self._place, path))
             pack.bytes += facts.st_size
-            self._stamps[path] = Stamp(facts.st_size, facts.st_mtime_ns)
         finally:
             os.close(source)
-
-    def _write(self, source: int, path: str, facts: os.stat_result) -> None:
-        place = os.path.join(self._place, path)
-        mode = stat.S_IMODE(facts.st_mode) | stat.S_IWUSR
-        target = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        try:
-            while block := os.read(source, _BLOCK):
-                os.write(target, block)
-            os.utime(target, ns=(facts.st_mtime_ns, facts.st_mtime_ns))
-        finally:
-            os.close(target)
 
     def _copy_link(self, path: str) -> None:
         """Copy a link; a relative one that would lead elsewhere from here becomes absolute."""

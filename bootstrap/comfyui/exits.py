@@ -47,7 +47,7 @@ NO_GPU_CODE_FIX = (
 )
 # Custom nodes log their own failures on the way; the fatal one is at the end.
 _LINES_LOOKED_AT = 30
-_SURVIVED = re.compile(r"Import times for custom nodes|^Cannot import .* module for custom nodes:")
+_SURVIVED = re.compile("Import times for custom nodes| module for custom nodes:")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What ComfyUI's start needs: its code, its command line, its GPU allocator.
 
 Flags differ between versions, and an unknown one ends ComfyUI with argparse's code 2, so only those
-in its own `--help` are used.
+that it defines are used.
 
 With dynamic VRAM (on by default since 0.16, for NVIDIA and torch 2.8 or newer) ComfyUI manages the
 GPU's memory through hooks that work best with cudaMallocAsync, its own choice; torch's allocator
@@ -12,6 +12,7 @@ comfy/cli_args.py, main.py and cuda_malloc.py up to 0.33, comfy-aimdo's allocato
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -33,6 +34,7 @@ from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import pluralize, size_text, summarize_list
 from bootstrap.volume import Layout
 from bootstrap.volume.args_file import describe_local_models, flag_names, group_flags
+from bootstrap.volume.locate import CLI_ARGS, source_of
 
 CODES = {
     "comfyui.flag_unknown": "This version of ComfyUI does not know a flag",
@@ -42,6 +44,7 @@ CODES = {
     "comfyui.heavy_nodes": "Large files of custom nodes are linked instead of copied to local disk",
 }
 
+_IN_ALL_VERSIONS = {"--listen", "--port", "--output-directory", "--extra-model-paths-config"}
 # Python 3.14 colours its help when FORCE_COLOR is set.
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
@@ -61,6 +64,30 @@ class Folders:
     front_end: Path
     database: str
     model_paths: Path | None = None
+
+
+def flags_of(comfyui: Path, wanted: Iterable[str]) -> frozenset[str]:
+    """The flags that its `comfy/cli_args.py` defines, in the form that all versions from 0.0.1 to
+    0.38 have: by calls with a literal name, outside of conditions, loops and functions. Empty if
+    it cannot be read, has another form, or lacks one of `wanted`, the user's arguments: then only
+    `--help` knows."""
+    text = source_of(comfyui, CLI_ARGS)
+    try:
+        named = [_flags_added(statement) for statement in ast.parse(text).body]
+    except (SyntaxError, ValueError):  # of a newer Python; not text
+        return frozenset()
+    found = frozenset(flag for flags in named for flag in flags)
+    needed = {*_IN_ALL_VERSIONS, *flag_names(wanted)}
+    whole = sum(map(bool, named)) == text.count("add_argument(") and found >= needed
+    return found if whole else frozenset()
+
+
+def _flags_added(statement: ast.stmt) -> list[str]:
+    match statement:
+        case ast.Expr(ast.Call(ast.Attribute(attr="add_argument"), names)):
+            literals = [str(name.value) for name in names if isinstance(name, ast.Constant)]
+            return [name for name in literals if name.startswith("--")]
+    return []
 
 
 def flags_in(help_text: str) -> frozenset[str]:
@@ -190,8 +217,8 @@ USER = "user"
 def stage_code(
     settings: Settings, layout: Layout, work: WorkDir
 ) -> tuple[list[Staged], list[Finding]]:
-    """Copy ComfyUI's code to local disk, and then custom nodes that are elsewhere; None if it runs
-    in place, with the reason if that was not requested."""
+    """Copy ComfyUI's code to local disk, and then custom nodes that are elsewhere; nothing if it
+    runs in place, with the reason if that was not requested."""
     assert layout.comfyui is not None
     if not (settings.stage_comfyui and (layout.comfyui_on_volume or layout.nodes is not None)):
         return [], []
@@ -207,9 +234,9 @@ def stage_code(
     )
     try:
         staged = stage(plan)
-    except CannotStage as problem:
+        link_output(staged[0].place, work.output)
+    except (CannotStage, OSError) as problem:
         return [], [_not_staged(problem, settings)]
-    link_output(staged[0].place, work.output)
     return staged, [_heavy(copy, settings) for copy in staged if copy.linked]
 
 
@@ -243,7 +270,7 @@ def copy_user(
 ) -> tuple[Staged | None, list[Finding]]:
     """Copy workflows and nodes' settings into this worker's own user folder."""
     user = Path(os.path.realpath(layout.home)) / USER
-    if not (layout.comfyui_on_volume or user.is_dir()):
+    if not (layout.comfyui_on_volume or os.path.isdir(user)):
         return None, []
     try:
         return copy_user_folder(user, work.user, settings.stage_timeout), []
@@ -269,10 +296,11 @@ def folders_of(work: WorkDir, comfyui: Path, nodes: Path | None = None) -> Folde
     )
 
 
-def _not_staged(problem: CannotStage, settings: Settings) -> Finding:
+def _not_staged(problem: CannotStage | OSError, settings: Settings) -> Finding:
+    why = getattr(problem, "strerror", None) or problem
     return warning(
         "comfyui.not_staged",
-        f"ComfyUI was not copied to local disk: {problem}. It runs from the volume, which makes "
+        f"ComfyUI was not copied to local disk: {why}. It runs from the volume, which makes "
         "its start slow.",
         "Give the endpoint a larger container disk (Edit Endpoint → Container Disk), move what is "
         f"large out of ComfyUI's folder, or raise STAGE_TIMEOUT ({settings.stage_timeout:g} s); "

@@ -59,6 +59,7 @@ _OPTIONAL = re.compile(r"Cannot import \S*/comfy_(?:extras|api_nodes)/")
 _BANNER = re.compile(r"_{20,}|\*+ ERROR \*+")
 _FRONT_END = re.compile(r"front-?end|workflow-templates|embedded-docs")
 _MOST_HELD = 100
+_KEPT_EXITS = 5
 _KEPT_LINES = 2000  # custom nodes log while they are imported
 _LINE_END = re.compile(rb"[\r\n]+")
 _PROMPT_ENDED = "Prompt executed in"  # logged after each prompt, however it ended
@@ -88,9 +89,9 @@ class Launch:
 
 
 class ComfyUI:
-    """One ComfyUI with all its restarts. Thread-safe. `exits` lists how earlier processes ended,
-    oldest first; the port may change with a restart. `was_ready` is set by the caller that has seen
-    the current process answer. `prompts_ended` is counted from its log.
+    """One ComfyUI with all its restarts. Thread-safe. `exits` says how the last five processes
+    ended, oldest first; the port may change with a restart. `was_ready` is set by the caller that
+    has seen the current process answer. `prompts_ended` is counted from its log.
     """
 
     def __init__(self, launch: Launch) -> None:
@@ -98,9 +99,11 @@ class ComfyUI:
         self.port = 0
         self.was_ready = False
         self.prompts_ended = 0
-        self.exits: list[Exit] = []
+        self.exits: tuple[Exit, ...] = ()
+        self._ended = 0
         self._lines = 0
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # held briefly: the event loop takes it too
+        self._changing = threading.Lock()  # while it is started or stopped
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
         self._started = 0.0
@@ -120,7 +123,7 @@ class ComfyUI:
     @property
     def starts(self) -> int:
         """How often it was started; changes with each new process."""
-        return len(self.exits) + (self._process is not None)
+        return self._ended + (self._process is not None)
 
     def log_tail(self, lines: int = 30) -> list[str]:
         """The last lines it wrote, across restarts."""
@@ -129,7 +132,7 @@ class ComfyUI:
     def start(self) -> bool:
         """Start the process if none runs; True if it did. Raises OSError if it cannot be
         started."""
-        with self._lock:
+        with self._changing, self._lock:
             if self._process is not None and self.ended() is None:
                 return False
             self._collect()
@@ -197,16 +200,17 @@ class ComfyUI:
 
     def stop(self) -> None:
         """Stop the process and its children; returns when they are gone."""
-        with self._lock:
-            if self._process is None:
+        with self._changing:
+            process = self._process
+            if process is None:
                 return
-            self._process.terminate()
+            process.terminate()
             try:
-                self._process.wait(_STOP_SECONDS)
+                process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                self._process.kill()  # the guard; its child dies with it
-                self._process.wait()
-            self._collect()
+                process.kill()  # the guard; its child dies with it
+                process.wait()
+            self.ended()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         args, _ = arguments(
@@ -232,7 +236,9 @@ class ComfyUI:
             self._reader.join(1)
         seconds = time.monotonic() - self._started
         code = self._process.returncode
-        self.exits.append(Exit(code, tuple(self._own_log), self.launch.python, seconds))
+        ended = Exit(code, tuple(self._own_log), self.launch.python, seconds)
+        self.exits = (*self.exits, ended)[-_KEPT_EXITS:]
+        self._ended += 1
         self._process = None
 
     def _read(self, pipe: IO[bytes], own_log: deque[str]) -> None:

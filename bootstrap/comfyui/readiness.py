@@ -6,7 +6,6 @@ threads show where it hangs.
 
 from __future__ import annotations
 
-import http.client
 import json
 import logging
 import re
@@ -25,10 +24,12 @@ CODES = {
     "comfyui.start_timeout": "ComfyUI is running, but did not answer in time",
     "comfyui.node_hangs": "A custom node hangs during its import",
 }
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.03
 _REPORT_SECONDS = 15.0
 _ANSWER_SECONDS = 5.0
 _MOST_PORTS = 3
+# Unauthorized, forbidden, and redirects to a page; ComfyUI's own server answers none of them here.
+_NO_ENTRY = frozenset((301, 302, 303, 307, 308, 401, 403))
 
 
 class Readiness(Enum):
@@ -50,19 +51,19 @@ def readiness_of(ended: bool, answers: bool, elapsed: float, limit: float) -> Re
 
 
 @dataclass(frozen=True)
-class Waited:
+class WaitResult:
     """`finding` is None when ComfyUI is ready."""
 
     seconds: float
     finding: Finding | None
 
 
-def wait_until_ready(comfyui: ComfyUI, limit: float) -> Waited:
-    """Wait up to `limit` seconds; returns within one poll if the process ends. Logs every 15 s what
-    ComfyUI is doing. If its port was taken after it had been found free, as when two workers start
-    at once, ComfyUI is restarted on another port.
+def wait_until_ready(comfyui: ComfyUI, limit: float, since: float | None = None) -> WaitResult:
+    """Wait until `limit` seconds after `since` (monotonic; None: now); returns within one poll if
+    the process ends. Logs every 15 s what ComfyUI is doing. If its port was taken after it had been
+    found free, as when two workers start at once, ComfyUI is restarted on another port.
     """
-    start = time.monotonic()
+    start = time.monotonic() if since is None else since
     next_report = _REPORT_SECONDS
     ports_left = _MOST_PORTS - 1
     while True:
@@ -72,25 +73,25 @@ def wait_until_ready(comfyui: ComfyUI, limit: float) -> Waited:
         decided = readiness_of(ended is not None, answers, elapsed, limit)
         if decided is Readiness.READY:
             comfyui.was_ready = True
-            return Waited(elapsed, None)
+            return WaitResult(elapsed, None)
         if ended is not None:
             finding = explain_exit(ended)
             if not finding.port_taken or not ports_left or elapsed >= limit:
-                return Waited(elapsed, finding)
+                return WaitResult(elapsed, finding)
             ports_left -= 1
             _log.warning(
                 "port %d was taken while ComfyUI started; it is started on another", comfyui.port
             )
             if (refused := _start_again(comfyui)) is not None:
-                return Waited(elapsed, refused)
+                return WaitResult(elapsed, refused)
             continue
         if decided is Readiness.TOO_LATE:
-            return Waited(elapsed, _too_late(comfyui, elapsed))
+            return WaitResult(elapsed, _too_late(comfyui, elapsed))
         if elapsed >= next_report:
             _log.info(
                 "ComfyUI is starting, %.0f s so far; it last said: %s", elapsed, _last(comfyui)
             )
-            next_report += _REPORT_SECONDS
+            next_report = elapsed + _REPORT_SECONDS
         time.sleep(POLL_SECONDS)
 
 
@@ -107,16 +108,27 @@ def is_answering(comfyui: ComfyUI, seconds: float = _ANSWER_SECONDS) -> bool:
 
     Newer versions return their command line; one with other folders is another program on the port.
     """
+    status, content = _ask(comfyui, seconds)
+    if status != 200:
+        return False
+    try:
+        argv = json.loads(content)["system"].get("argv")
+        return not argv or str(comfyui.launch.folders.output) in argv
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return False
+
+
+def _ask(comfyui: ComfyUI, seconds: float) -> tuple[int, bytes]:
+    """The status and content of `/system_stats`; 0 if there is no answer."""
+    import http.client  # takes 15 ms, which ComfyUI's start need not wait for
+
     connection = http.client.HTTPConnection("127.0.0.1", comfyui.port, timeout=max(seconds, 0.1))
     try:
         connection.request("GET", "/system_stats")
         answer = connection.getresponse()
-        if answer.status != 200:
-            return False
-        argv = json.loads(answer.read())["system"].get("argv")
-        return not argv or str(comfyui.launch.folders.output) in argv
-    except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError, AttributeError):
-        return False
+        return answer.status, answer.read()
+    except (OSError, http.client.HTTPException):
+        return 0, b""
     finally:
         connection.close()
 
@@ -138,6 +150,17 @@ def _too_late(comfyui: ComfyUI, elapsed: float) -> StartFault:
             f"Disable it on a Pod (mv '{node.folder}' '{node.folder}.disabled'), or start ComfyUI "
             "there once, if it fetches something; if it is only slow, raise BOOT_TIMEOUT.",
             details={"node": node.name, "log": [*log, *stacks]},
+        )
+    status, _ = _ask(comfyui, _ANSWER_SECONDS)
+    if status in _NO_ENTRY:
+        return StartFault(
+            "comfyui.start_timeout",
+            Severity.ERROR,
+            f"ComfyUI is running, but answers the worker with status {status}: a custom node asks "
+            "for a login.",
+            "Disable that node on a Pod (mv NODE NODE.disabled in ComfyUI/custom_nodes); on "
+            "Serverless only the worker reaches ComfyUI.",
+            details={"status": status, "log": log},
         )
     at = f"it last said: {last}" + (f"; it is at {place}" if place else "")
     return StartFault(

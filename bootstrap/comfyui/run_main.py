@@ -11,7 +11,7 @@ psutil reports the machine's memory, of which a container may have a small part.
 90 % of it for pinned weights and caches, and the kernel then kills it. Here psutil.virtual_memory
 returns the container's, divided by the number of ComfyUIs in it, if psutil can be imported.
 
-Hooks beyond ComfyUI's API are in `prompt_hooks.py`.
+Hooks beyond ComfyUI's API, and when garbage is collected, are in `prompt_hooks.py`.
 
 To find a node that hangs while it is imported, SIGUSR2 makes this process write the stacks of all
 threads; faulthandler does that even while a node holds the GIL.
@@ -68,7 +68,8 @@ def main(script: str, arguments: list[str]) -> None:
     try:
         _tell_containers_memory()
     except Exception as problem:  # noqa: BLE001  # ComfyUI runs without as well
-        print(f"psutil tells the machine's memory: {problem}", file=sys.stderr, flush=True)
+        what = f"psutil reports the machine's memory, not the container's: {problem}"
+        print(what, file=sys.stderr, flush=True)
     _load(_HOOKS).install()
     runpy.run_path(script, run_name="__main__")
 

@@ -100,7 +100,7 @@ class WorkDir:
 
     @property
     def models(self) -> Path:
-        """Links to models in the platform's cache; see models/installed.py."""
+        """Links to models in the platform's cache; see models/provisioner.py."""
         return (self.shared or self.root) / "models"
 
     @property

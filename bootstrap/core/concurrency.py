@@ -23,7 +23,7 @@ Given = TypeVar("Given")
 Answer = TypeVar("Answer")
 # A round trip takes 1.5 to 2 ms; 16 in flight make 100 of them 12 ms.
 _THREADS = 16
-_FIRST_THREADS = 4
+_FIRST_THREADS = 2
 _GROWTH = 4
 _IN_A_ROW = 8
 _LOOK_SECONDS = 0.003
@@ -41,8 +41,8 @@ class WorkerPool:
     """For one use: `run` the first tasks, which may `add` others, until none is left. The newest
     task is taken first, those added for `later` when there is no other, in no order.
 
-    Four threads begin; more are started, at most `threads`, while those leave the processor idle:
-    from memory, 64 take three times as long as four, waiting for Python's lock.
+    Two threads begin; more are started, at most `threads`, while those leave the processor idle:
+    from memory, a pool that begins with four takes twice as long, waiting for Python's lock.
     """
 
     def __init__(self, threads: int) -> None:

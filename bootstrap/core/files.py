@@ -13,9 +13,10 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path, PurePath
 from typing import BinaryIO, NamedTuple
@@ -26,6 +27,7 @@ from bootstrap.core.text import size_text
 # More names than this in one folder are ignored.
 MOST_NAMES = 5000
 NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
+_BLOCK, _SMALL_BLOCK = 1 << 20, 1 << 16
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _AT_FDCWD = -100
 _CANNOT = NO_LINKS | {errno.EINVAL}
@@ -327,6 +329,31 @@ def open_regular(path: str | Path) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def copy_opened(source: int, found: os.stat_result, place: str) -> Stamp:
+    """Copy an open file, whatever size `found` says, to a new one with its time and permissions;
+    the copy's stamp. Raises OSError."""
+    step = min(max(found.st_size + 1, _SMALL_BLOCK), _BLOCK)
+    blocks = iter(partial(os.read, source, step), b"")
+    return write_new(place, blocks, found.st_mode & 0o777, found.st_mtime_ns)
+
+
+def write_new(place: str, blocks: Iterable[bytes | memoryview], mode: int, mtime_ns: int) -> Stamp:
+    """A new file, which its owner may change, with the time of its source. Raises OSError."""
+    size = 0
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    target = os.open(place, flags, mode | stat.S_IWUSR)
+    try:
+        for block in blocks:
+            rest = memoryview(block)
+            size += len(rest)
+            while rest:  # a full disk accepts a part, and fails at the next write
+                rest = rest[os.write(target, rest) :]
+        os.utime(target, ns=(mtime_ns, mtime_ns))
+    finally:
+        os.close(target)
+    return Stamp(size, mtime_ns)
 
 
 def part_beside(final: Path) -> Path:

@@ -120,11 +120,25 @@ class _Handler(logging.Handler):
         """As logging's, filter included; False where the record could not be written."""
         try:
             return bool(super().handle(record))
-        except Exception:  # noqa: BLE001 - a log line must not break what it tells of
+        except Exception:  # noqa: BLE001 - a log line must not break what it reports
             return False
 
     def emit(self, record: logging.LogRecord) -> None:
-        show(f"{self.format(record)}\n", sys.stderr)
+        text = self.format(record)
+        if vars(record)["origin"] != "comfyui" and isinstance(self.formatter, _PlainForm):
+            text = _wrapped(text)
+        show(f"{text}\n", sys.stderr)
+
+
+def _wrapped(text: str) -> str:
+    """With long lines going on indented, where standard error is a terminal. ComfyUI's and its
+    nodes' own stay as they are: they may be tables."""
+    if not sys.stderr.isatty():
+        return text
+    from bootstrap.core.terminal import style_of  # which imports this module
+
+    wrap = style_of(sys.stderr).wrapped
+    return "\n".join(part for line in text.split("\n") for part in wrap(line, indent="  ") or [""])
 
 
 def _prepared(record: logging.LogRecord) -> bool:

@@ -24,6 +24,7 @@ import socket
 import stat
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,7 +128,7 @@ def identity_of(found: os.stat_result) -> tuple[int, int, int, int]:
 
 
 @dataclass(frozen=True)
-class Sight:
+class LeaseState:
     """A lease as a waiter saw it; `done` of `total` bytes, if the holder wrote them."""
 
     text: str
@@ -153,7 +154,7 @@ class Lease:
         self._progress = (0, 0)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._seen: Sight | None = None
+        self._seen: LeaseState | None = None
         self._seen_at = 0.0
 
     def acquire(self) -> bool:
@@ -162,12 +163,34 @@ class Lease:
         try:
             self._descriptor = self._disk.create(self.path)
         except FileExistsError:
+            self.taken_over = False  # whoever has it now was faster
             return False
         except OSError:
             return True
         self._write_beat()
         self._thread = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
         self._thread.start()
+        return True
+
+    def wait(
+        self,
+        seconds: float,
+        every: float,
+        stop: threading.Event | None = None,
+        watch: Callable[[LeaseState], None] | None = None,
+    ) -> bool:
+        """Take it, waiting for its holder to release it or to be silent for too long; False after
+        `seconds`, or on `stop`. `watch` gets the lease's state at each look.
+        """
+        end, stop = time.monotonic() + seconds, stop or threading.Event()
+        while not self.acquire():
+            state = self.look()
+            if state is not None and self.break_stale():
+                continue
+            if state is not None and watch is not None:
+                watch(state)
+            if time.monotonic() >= end or stop.wait(every):
+                return False
         return True
 
     def tell(self, done: int, total: int) -> None:
@@ -190,13 +213,16 @@ class Lease:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def look(self) -> Sight | None:
-        """The current lease; None if there is none."""
+    def look(self) -> LeaseState | None:
+        """The current lease; None if there is none. One that cannot be read is silent."""
         try:
-            text = self.path.read_text("utf-8", "replace")
-        except OSError:
+            with open(self.path, "rb", opener=_without_waiting) as file:
+                text = file.read(_WIDTH).decode("utf-8", "replace")
+        except FileNotFoundError:
             self._seen = None
             return None
+        except OSError:
+            text = ""
         if self._seen is None or text != self._seen.text:
             self._seen, self._seen_at = _read(text), time.monotonic()
         return self._seen
@@ -239,9 +265,14 @@ class Lease:
             pass  # a full disk stops the heartbeat; another worker may take over, nothing breaks
 
 
-def _read(text: str) -> Sight:
+def _without_waiting(path: str, flags: int) -> int:
+    """Opening a pipe would block until there is a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _read(text: str) -> LeaseState:
     try:
         data = json.loads(text)
-        return Sight(text, int(data["done"]), int(data["total"]))
+        return LeaseState(text, int(data["done"]), int(data["total"]))
     except (ValueError, KeyError, TypeError):
-        return Sight(text)
+        return LeaseState(text)

@@ -130,8 +130,8 @@ def on_pod(command: str, root: str, then: str = "") -> str:
 
 
 def as_on_pod(fix: str) -> str:
-    """A fix whose commands name the volume as Serverless does, as it is typed on a Pod: on a
-    worker nobody types."""
+    """A fix whose commands name the volume as Serverless does, as it is typed on a Pod: commands
+    are not typed on a worker."""
     there = _CODE.sub(lambda command: _SERVERLESS_PATH.sub(POD, command[0]), fix)
     if there == fix:
         return fix

@@ -21,10 +21,11 @@ from bootstrap.core.files import Disk, publish, remove_if, replacing, stays_with
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.temp_files import Leftover, identity_of
 from bootstrap.core.text import pluralize, printable, size_text, summarize_list
-from bootstrap.doctor.checks.model_contents import is_faulty
 from bootstrap.doctor.checks.model_places import misnamed_in, without_faulty
+from bootstrap.doctor.checks.volume import check_presence
+from bootstrap.doctor.checks.volume_layout import is_broken
 from bootstrap.doctor.facts.inventory import Inventory, holdings_of
-from bootstrap.doctor.facts.volume_facts import LinkFact, VolumeFacts, VolumeState
+from bootstrap.doctor.facts.volume_facts import LinkFact, VolumeFacts
 from bootstrap.doctor.facts.volume_places import Stray
 from bootstrap.volume import MODELS, Layout
 from bootstrap.volume import links as apply
@@ -38,8 +39,6 @@ CODES = {
     "fix.swept": "Leftovers of killed workers were removed",
     "fix.failed": "A repair failed",
 }
-
-
 _AS_OWNER = "Check again with --fix as root, or as the owner of these files."
 _WITH_ROOM = "Make room on the volume, then check again with --fix."
 _NEXT = {
@@ -71,17 +70,12 @@ def plan_fixes(
     """What `apply_fixes` would do; empty if there is nothing to do, or no repairable volume. Reads
     the disk to find our links, and changes nothing.
     """
-    if (
-        facts.silent_after is not None
-        or facts.state is not VolumeState.FOLDER
-        or (facts.mount is not None and facts.mount.read_only)
-        or not _furnished(facts)
-    ):
+    if check_presence(facts) or (facts.mount is not None and facts.mount.read_only):
         return []
     repairs = (
         _make_folders(facts),
-        _move_models(facts, inventory),
-        _relink(facts, inventory),
+        _move_models(facts, inventory or Inventory()),
+        _relink([*facts.links, *(inventory.further_links(facts) if inventory else ())], facts.root),
         _remove_links(facts, layout),
         _sweep(facts),
     )
@@ -145,12 +139,6 @@ def _made(path: str) -> bool:
     return True
 
 
-def _furnished(facts: VolumeFacts) -> bool:
-    """Folders created in an unattached volume's empty mount point would hide that it is not
-    attached."""
-    return facts.mounted or facts.comfyui_on_volume or bool(facts.models.homes)
-
-
 def _missing_folders(facts: VolumeFacts) -> tuple[str, ...]:
     """The models folder and its usual categories; names that are taken are left alone."""
     models = os.path.join(facts.root, MODELS)
@@ -164,7 +152,7 @@ def _missing_folders(facts: VolumeFacts) -> tuple[str, ...]:
     return tuple(path for path in paths if not os.path.lexists(path))
 
 
-def _move_models(facts: VolumeFacts, inventory: Inventory | None) -> Repair:
+def _move_models(facts: VolumeFacts, inventory: Inventory) -> Repair:
     """Models, or the contents of folders, to where they belong; names that are taken stay."""
     found = _strays(facts, inventory)
     strays = [stray for of_code in found.values() for stray in of_code]
@@ -206,10 +194,9 @@ def _move_all(strays: Sequence[Stray]) -> tuple[list[str], list[Finding]]:
     return moved, failed
 
 
-def _strays(facts: VolumeFacts, inventory: Inventory | None) -> dict[str, list[Stray]]:
+def _strays(facts: VolumeFacts, inventory: Inventory) -> dict[str, list[Stray]]:
     """Models that are not read where they are but have a proper place, by their finding's code."""
-    models, inventory = facts.models, inventory or Inventory()
-    faulty = {f.full_path for f in inventory.files if is_faulty(f)}
+    models = facts.models
     in_home = [stray for stray in models.loose if os.path.dirname(stray.path) in models.homes]
     found = {
         "volume.models_misplaced": [*models.strays],
@@ -221,7 +208,7 @@ def _strays(facts: VolumeFacts, inventory: Inventory | None) -> dict[str, list[S
     return {
         code: movable
         for code, strays in found.items()
-        if (movable := [s for s in strays if s.path not in faulty and _can_move(s, facts.root)])
+        if (movable := [s for s in strays if not is_broken(s) and _can_move(s, facts.root)])
     }
 
 
@@ -298,14 +285,12 @@ def _stays(path: Path, place: Path) -> Finding:
     )
 
 
-def _relink(facts: VolumeFacts, inventory: Inventory | None) -> Repair:
+def _relink(found: Sequence[LinkFact], root: str) -> Repair:
     """Links through a mount point become relative, with the same target."""
-    seen = {link.path for link in facts.links}
-    deeper = [x for x in (inventory.links if inventory else ()) if x.path not in seen]
     links = [
         link
-        for link in (*facts.links, *deeper)
-        if link.relative is not None and not link.ours and stays_within(link.path, facts.root)
+        for link in found
+        if link.relative is not None and not link.ours and stays_within(link.path, root)
     ]
     paths = tuple(link.path for link in links)
     return Repair(

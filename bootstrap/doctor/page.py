@@ -21,13 +21,12 @@ from bootstrap.core.findings import OTHER, SECTIONS, Severity, docs_url, section
 from bootstrap.doctor.report import bounded, not_judged
 
 TITLE = "ComfyUI volume report"
-# Of the page's 300 KB the template takes 31, the stages up to 57, the text without a script 30.
+# Of the page's 300 KB the template takes 32, the stages up to 57, the text without a script 30.
 _MOST_FINDINGS_BYTES, _MOST_TEXT = 100_000, 5_000
 _MOST_BYTES = {"models": 50_000, "machine": 20_000, "volume": 2_000}
 _MOST_FINDINGS, _MOST_STAGES, _MOST_PATHS = 300, 40, 20
 _MOST_TITLE, _MOST_CODE, _MOST_MESSAGE, _MOST_FIX = 120, 80, 1200, 3000
 _FLAT = frozenset("at name start seconds outcome bytes note".split())
-_BLOCK = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
 _HOLE = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -49,10 +48,10 @@ def page(report: Mapping[str, Any], title: str = TITLE) -> str:
 
 def _policy(template: str) -> str:
     """The Content-Security-Policy: this style sheet, this script, nothing else."""
-    own = {
-        kind: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        for kind, text in _BLOCK.findall(template)
-    }
+    own = {}
+    for kind in ("style", "script"):
+        text = template.partition(f"<{kind}>")[2].partition(f"</{kind}>")[0]
+        own[kind] = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return (
         f"default-src 'none'; img-src data:; style-src 'sha256-{own['style']}'; "
         f"script-src 'sha256-{own['script']}'; base-uri 'none'; form-action 'none'"

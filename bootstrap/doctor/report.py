@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from bootstrap.config import Settings, variables
+from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity, docs_url, worst_first
 from bootstrap.core.terminal import PLAIN, Style, findings_text
 from bootstrap.core.text import pluralize, size_text
@@ -82,11 +82,9 @@ def examine(
     facts = gather(settings, env, scope)
     facts.node_log = tuple(node_log)
     started_with = with_args_file(settings, facts.args)
-    findings = [*facts.findings, *run_checks(facts, started_with)]
-    if variables()["volume_path"].refused(env):  # that nothing is at the default's place says less
-        findings = [finding for finding in findings if finding.code != "volume.not_found"]
+    found = run_checks(facts, started_with)
     return Report(
-        findings=tuple(findings),
+        findings=(*facts.findings, *found),
         facts=facts,
         at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seconds=round(time.monotonic() - start, 3),

@@ -3,44 +3,50 @@
 from bootstrap.environment.node_packs import Requirements
 from bootstrap.environment.package_set import (
     INSTALL,
+    PackageContext,
     PackageSet,
-    Place,
     kept_set,
     prepare_packages,
 )
 from bootstrap.environment.package_store import Record
 from bootstrap.environment.python_choice import Choice, choose_python, venvs_of
-from bootstrap.environment.python_probe import PROBE_SECONDS, Venv, ask_help
+from bootstrap.environment.python_probe import (
+    PROBE_SECONDS,
+    TorchBuild,
+    Venv,
+    ask_help,
+    oldest_driver,
+    read_torch_build,
+    version_numbers,
+)
 from bootstrap.environment.requirements import Judgement, judge
 from bootstrap.environment.site_packages import PackagesFacts
-from bootstrap.environment.venv_mirror import Mirror, MirrorRequest, mirror_venv, record_opened
 
 __all__ = [
     "INSTALL",
     "PROBE_SECONDS",
     "Choice",
     "Judgement",
-    "Mirror",
-    "MirrorRequest",
+    "PackageContext",
     "PackageSet",
     "PackagesFacts",
-    "Place",
     "Record",
     "Requirements",
+    "TorchBuild",
     "Venv",
     "ask_help",
     "choose_python",
     "imports",
     "judge",
     "kept_set",
-    "mirror_venv",
     "node_packs",
+    "oldest_driver",
     "package_findings",
     "prepare_packages",
-    "record_opened",
-    "requirement_files",
+    "read_torch_build",
     "requirements",
     "site_packages",
-    "torch_build",
+    "venv_mirror",
     "venvs_of",
+    "version_numbers",
 ]

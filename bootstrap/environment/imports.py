@@ -34,7 +34,7 @@ CODES = {
 MOST_PACKS = 10
 SLOW_SECONDS = 5.0
 _TIME = re.compile(r"^\s*(\d+(?:\.\d+)?) seconds( \(IMPORT FAILED\))?: (.*\S)\s*$")
-_REASON = re.compile(r"Cannot import (.+?) module for custom nodes: ?(.*)")
+_FAILED, _WHY = "Cannot import ", " module for custom nodes:"
 _EXTRA = re.compile(r"^IMPORT FAILED: (\S+)")
 _MODULE = re.compile(r"No module named '([^']+)'")
 
@@ -201,10 +201,12 @@ def read_imports(log: Sequence[str]) -> tuple[list[Import], list[str]]:
     imports: list[Import] = []
     extras: list[str] = []
     for line in log:
+        # A node may have printed something before it on the same line.
+        path, failed, reason = line.partition(_FAILED)[2].partition(_WHY)
         if line.startswith("Import times for custom nodes"):
             imports, extras = [], []
-        elif match := _REASON.search(line):
-            reasons[match[1]] = match[2]
+        elif failed:
+            reasons[path] = reason.strip()
         elif match := _TIME.match(line):
             imports.append(
                 Import(match[3], float(match[1]), bool(match[2]), reasons.get(match[3], ""))

@@ -1,8 +1,15 @@
-"""A ComfyUI's version, requirements and custom node packs with their git checkouts, read from files
-and never imported."""
+"""A ComfyUI's version and custom node packs, their git checkouts and what they require, read from
+files and never imported.
+
+Requirements are raw lines of a requirements.txt, or a pyproject.toml's text, as pip reads them:
+joined lines, comments, `-r`. Options for where packages come from (`--index-url`, `--find-links`)
+are ignored: the endpoint decides that, not a custom node. Nothing outside the owner's folder is
+read, through a link or `..`, and only plain files.
+"""
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -12,17 +19,22 @@ from enum import Enum
 from bootstrap.core.concurrency import BoundedCaller
 from bootstrap.core.files import Folder, list_folder, open_regular
 from bootstrap.core.redact import LOGIN
-from bootstrap.environment.requirement_files import (
-    RequirementFile,
-    comfyui_file,
-    read_text,
-    requirement_file,
-)
+from bootstrap.volume import CUSTOM_NODES
 from bootstrap.volume.args_file import group_flags
 
-_MOST_TEXT = 1 << 20
+#: The owner of ComfyUI's own requirements.
+COMFYUI = "ComfyUI"
+_FILE = "requirements.txt"
+_MANAGER = "manager_requirements.txt"
+_MOST_TEXT = 64 << 10
+_MOST_GIT = 1 << 20  # of packed-refs
+_MOST_LINES = 300
+_MOST_INCLUDES = 8
+_COMMENT = re.compile(r"(^|\s)#.*$")
+_PER_LINE_OPTIONS = re.compile(r"\s--?(?:hash|config-settings|global-option|install-option)\b.*")
+_INCLUDE = re.compile(r"(?:-r|--requirement)[\s=]*(?P<file>\S.*)")
+_EDITABLE = re.compile(r"(?:-e|--editable)[\s=]+")
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-CUSTOM_NODES = "custom_nodes"
 DISABLED = ".disabled"
 MOST_PACKS = 500
 
@@ -41,18 +53,18 @@ class Git:
 def look_at_git(folder: str) -> Git | None:
     """The checkout in `folder`; None if it is not a usable one. Four small reads."""
     home = os.path.join(folder, ".git")
-    pointer = _text(home)  # a submodule's .git is a file
+    pointer = read_text(home)  # a submodule's .git is a file
     if pointer is not None and pointer.startswith("gitdir:"):
         home = os.path.join(folder, pointer[len("gitdir:") :].strip())
-    head = (_text(os.path.join(home, "HEAD")) or "").strip()
+    head = (read_text(os.path.join(home, "HEAD")) or "").strip()
     if not head:
         return None
-    packed = _text(os.path.join(home, "packed-refs")) or ""
+    packed = read_text(os.path.join(home, "packed-refs"), _MOST_GIT) or ""
     branch = head[len("ref: refs/heads/") :] if head.startswith("ref: refs/heads/") else None
     commit = _commit_of(home, f"refs/heads/{branch}", packed) if branch else head
     if commit is not None and not COMMIT.fullmatch(commit):
         commit = None
-    origin = _origin(_text(os.path.join(home, "config")) or "")
+    origin = _origin(read_text(os.path.join(home, "config")) or "")
     return Git(
         branch=branch,
         commit=commit,
@@ -76,7 +88,7 @@ def _origin(config: str) -> str | None:
 
 
 def _commit_of(home: str, reference: str, packed: str) -> str | None:
-    loose = _text(os.path.join(home, reference))
+    loose = read_text(os.path.join(home, reference))
     if loose:
         return loose.strip()
     match = re.search(rf"^([0-9a-f]+) {re.escape(reference)}$", packed, re.MULTILINE)
@@ -91,12 +103,20 @@ def _tag(commit: str, packed: str) -> str | None:
     return match[1] if match else None
 
 
-def _text(path: str) -> str | None:
-    try:
-        with open_regular(path) as file:
-            return file.read(_MOST_TEXT).decode("utf-8", "replace")
-    except OSError:
-        return None
+@dataclass(frozen=True)
+class RequirementFile:
+    """One owner's requirements: `lines` of a requirements file, or a pyproject.toml's text in
+    `toml`. `owner` is COMFYUI or a custom node's name, `path` the file."""
+
+    owner: str
+    path: str
+    lines: tuple[str, ...] = ()
+    toml: str | None = None
+
+    @property
+    def core(self) -> bool:
+        """Is it ComfyUI's own?"""
+        return self.owner == COMFYUI
 
 
 class PackState(str, Enum):
@@ -242,15 +262,107 @@ def read_version(
     match = re.search(r"""^__version__\s*=\s*["']([^"']+)""", texts[0] or "", re.MULTILINE)
     if match:
         return match[1], VERSION_FILE
-    project = re.search(r"^\[project\]\s*\n((?:(?!\[).*\n?)*)", texts[1] or "", re.MULTILINE)
-    match = (
-        re.search(r"""^version\s*=\s*["']([^"'\n]+)""", project[1], re.MULTILINE)
-        if project
-        else None
-    )
-    if match:
-        return match[1], PROJECT_FILE
+    if version := project_value(texts[1] or "", "version"):
+        return version, PROJECT_FILE
     git = git or caller.one(lambda: look_at_git(comfyui))
     if git is not None and git.tag and re.fullmatch(r"v\d+(\.\d+)*", git.tag):
         return git.tag[1:], "git"
     return None, None
+
+
+def project_value(text: str, key: str) -> str | None:
+    """A value in the `[project]` of a pyproject.toml, such as its version."""
+    project = re.search(r"^\[project\]\s*\n((?:(?!\[).*\n?)*)", text, re.MULTILINE)
+    found = project and re.search(rf"""^{key}\s*=\s*["']([^"'\n]+)""", project[1], re.MULTILINE)
+    return found[1] if found else None
+
+
+def requirement_file(
+    owner: str, folder: str, names: Sequence[str] = (_FILE,)
+) -> RequirementFile | None:
+    """The files `names` in `folder`, by default requirements.txt, which ComfyUI-Manager installs;
+    else the dependencies in its pyproject.toml; None without either."""
+    lines = _read(folder, names)
+    if lines is not None:
+        return RequirementFile(owner, os.path.join(folder, _FILE), lines)
+    home = os.path.realpath(folder)
+    text = None if owner == COMFYUI else read_text(_inside(home, home, PROJECT_FILE))
+    return RequirementFile(owner, os.path.join(folder, PROJECT_FILE), toml=text) if text else None
+
+
+def comfyui_file(folder: str, arguments: Sequence[str]) -> RequirementFile | None:
+    """The requirements of the ComfyUI in `folder`, started with `arguments`: its manager, a
+    separate package since 0.4, has its own file."""
+    manager = {"--enable-manager", "--enable-manager-legacy-ui"} & set(arguments)
+    return requirement_file(COMFYUI, folder, (_FILE, *([_MANAGER] if manager else [])))
+
+
+def _read(folder: str, names: Sequence[str]) -> tuple[str, ...] | None:
+    """Lines of the files `names` and of those included with -r, if they are in `folder`."""
+    home = os.path.realpath(folder)
+    pending = [_inside(home, home, name) for name in names]
+    seen: set[str] = set()
+    lines: list[str] | None = None
+    while pending and len(seen) <= _MOST_INCLUDES:
+        path = pending.pop(0)
+        text = None if path is None or path in seen else read_text(path)
+        if path is None or text is None:
+            continue
+        seen.add(path)
+        own, includes = _parse(text)
+        pending += [_inside(home, os.path.dirname(path), include) for include in includes]
+        lines = [*(lines or []), *own]
+    return None if lines is None else tuple(dict.fromkeys(lines))[:_MOST_LINES]
+
+
+def _inside(home: str, folder: str, name: str) -> str | None:
+    """The file `name` relative to `folder`, links resolved; None if it is outside `home`."""
+    path = os.path.realpath(os.path.join(folder, name))
+    return path if path.startswith(home.rstrip(os.sep) + os.sep) else None
+
+
+def _parse(text: str) -> tuple[list[str], list[str]]:
+    """Requirements, and the files included with -r."""
+    lines: list[str] = []
+    includes: list[str] = []
+    for line in _logical_lines(text):
+        line = _PER_LINE_OPTIONS.sub("", _COMMENT.sub("", line)).strip()
+        include = _INCLUDE.fullmatch(line)
+        if include is not None:
+            includes.append(include["file"].strip().strip("'\""))
+            continue
+        line = _EDITABLE.sub("", line, count=1) if _EDITABLE.match(line) else line
+        if line and not line.startswith("-"):
+            lines.append(line)
+    return lines, includes
+
+
+def _logical_lines(text: str) -> list[str]:
+    """Lines, joined after a trailing backslash; lines with a NUL are dropped."""
+    joined: list[str] = []
+    open_line = ""
+    for line in text.splitlines():
+        if line.endswith("\\") and not line.lstrip().startswith("#"):
+            open_line += line[:-1]
+            continue
+        joined.append(open_line + line)
+        open_line = ""
+    return [line for line in [*joined, open_line] if line and "\0" not in line]
+
+
+def read_text(path: str | None, most: int = _MOST_TEXT) -> str | None:
+    """A small plain file, decoded by its byte order mark (PowerShell writes UTF-16), else as UTF-8,
+    else as Latin-1; None if it cannot be read."""
+    if path is None:
+        return None
+    try:
+        with open_regular(path) as file:
+            data = file.read(most)
+    except (OSError, ValueError):  # a path from a file may hold a NUL
+        return None
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")

@@ -8,8 +8,8 @@ from pathlib import Path
 from bootstrap.core.findings import Finding, error, info, ok, warning
 from bootstrap.core.text import joined, pluralize, printable, shell_quote, summarize_list
 from bootstrap.environment.imports import HardImport
+from bootstrap.environment.node_packs import COMFYUI
 from bootstrap.environment.package_store import Record
-from bootstrap.environment.requirement_files import COMFYUI
 from bootstrap.environment.requirements import Judgement, Verdict
 from bootstrap.environment.resolve import Unit, units_of
 from bootstrap.environment.site_packages import pip_install

@@ -23,7 +23,15 @@ from functools import partial
 from pathlib import Path
 
 from bootstrap.core.concurrency import WorkerPool
-from bootstrap.environment.package_store import AFTER, BEFORE, BLOCK, BadSet, Record, read_contents
+from bootstrap.environment.package_store import (
+    AFTER,
+    BEFORE,
+    BLOCK,
+    BadSet,
+    Record,
+    discard,
+    read_contents,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -74,15 +82,17 @@ class Loading:
                 shutil.rmtree(self._folder / part / name, ignore_errors=True)  # none, not a half
             _log.warning("%s cannot be used: %s", self._kept, problem)
             if isinstance(problem, BadSet):
-                self._kept.unlink(missing_ok=True)
+                discard(self._kept)
         return self.failure
 
     def finish_beside(self, arrived: Path) -> None:
         """`finish` in a thread, which then creates the file `arrived`, whatever the outcome."""
 
         def run() -> None:
-            self.finish()
-            arrived.touch()
+            try:
+                self.finish()
+            finally:
+                arrived.touch()
 
         threading.Thread(target=run, name="package set", daemon=True).start()
 

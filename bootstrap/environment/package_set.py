@@ -40,6 +40,7 @@ from bootstrap.environment.package_store import (
     BEFORE,
     BadSet,
     Record,
+    discard,
     keep,
     mark_used,
     read_record,
@@ -62,7 +63,7 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
 @dataclass(frozen=True)
-class Place:
+class PackageContext:
     """Where a ComfyUI and its packages are. `comfyui` is the folder whose requirements count; it is
     started with `arguments` and also reads custom nodes in `nodes`. `volume` keeps the set, `work`
     is on local disk. In seconds: `timeout` for everything, `beat` and `stale` for leases."""
@@ -140,7 +141,7 @@ def set_path(volume: Path, judgement: Judgement) -> Path:
 
 
 def prepare_packages(
-    place: Place, env: Mapping[str, str], mode: str = INSTALL, uv: Path | None = None
+    place: PackageContext, env: Mapping[str, str], mode: str = INSTALL, uv: Path | None = None
 ) -> PackageSet:
     """Provide missing packages on local disk, from the volume or with `uv` (None: search for it).
     Never raises: ComfyUI starts without packages too, unless a finding says that it cannot. Mode
@@ -164,14 +165,14 @@ def prepare_packages(
         findings += package_findings.cannot_start(judgement)
         note = "not installed" if units else "nothing is missing"
         return PackageSet(None, (), tuple(findings), judgement, seconds=seconds, note=note)
-    making = _Making(place, asked, judgement, env, units, uv)
+    preparation = _Preparation(place, asked, judgement, env, units, uv)
     try:
-        record, problems = making.have()
+        record, problems = preparation.have()
     except (UvFailed, OSError) as failure:
-        findings = [package_findings.failed(judgement, failure, place.timeout, making.tried)]
+        findings = [package_findings.failed(judgement, failure, place.timeout, preparation.tried)]
         findings += package_findings.cannot_start(judgement, str(failure))
         return PackageSet(None, (), tuple(findings), judgement, seconds=seconds, note="failed")
-    seconds |= {making.way: time.monotonic() - start - seconds["judge"]}
+    seconds |= {preparation.way: time.monotonic() - start - seconds["judge"]}
     findings = [
         *package_findings.with_set(judgement, record, set_path(place.volume, judgement)),
         *problems,
@@ -179,14 +180,14 @@ def prepare_packages(
     folder = place.work / "packages"
     prefix = judgement.packages.prefix
     return PackageSet(
-        path=write_hook(place.work, prefix, making.loading) if record.installed else None,
+        path=write_hook(place.work, prefix, preparation.loading) if record.installed else None,
         programs=tuple(p for n in (BEFORE, AFTER) if (p := folder / n / "bin").is_dir()),
         findings=tuple(findings),
         judgement=judgement,
         record=record,
         seconds=seconds,
         note=pluralize(len(record.installed), "package") if record.installed else "all refused",
-        loading=making.loading,
+        loading=preparation.loading,
     )
 
 
@@ -199,12 +200,12 @@ def _modules_in(folder: Path) -> set[str]:
     }
 
 
-class _Making:
+class _Preparation:
     """Gets the set for one worker: use it, wait for it, or build it."""
 
     def __init__(
         self,
-        place: Place,
+        place: PackageContext,
         asked: Requirements,
         judgement: Judgement,
         env: Mapping[str, str],
@@ -244,20 +245,15 @@ class _Making:
             lease.release()
 
     def _wait_for(self, lease: Lease) -> None:
-        said = False
-        while not lease.acquire():
-            self.tried = "waiting for another worker that installs them"
-            if not said:
-                _log.info("packages: %s", self.tried)
-                said = True
-            if time.monotonic() >= self._end:
-                raise UvFailed("another worker is still installing them", True)
-            time.sleep(_LOOK_EVERY)
-            if lease.look() is not None:
-                lease.break_stale()
+        if lease.acquire():
+            return
+        self.tried = "waiting for another worker that installs them"
+        _log.info("packages: %s", self.tried)
+        if not lease.wait(self._end - time.monotonic(), _LOOK_EVERY):
+            raise UvFailed("another worker is still installing them", True)
 
     def _loaded(self) -> Record | None:
-        """Load it from the volume; a damaged set is moved away, since no worker could use it."""
+        """Load it from the volume; a damaged set is removed, since no worker could use it."""
         try:
             with contextlib.suppress(OSError):  # a read-only volume
                 mark_used(self._kept)
@@ -266,7 +262,7 @@ class _Making:
             return self.loading.record
         except BadSet as problem:
             _log.warning("%s cannot be used: %s", self._kept, problem)
-            self._kept.unlink(missing_ok=True)
+            discard(self._kept)
             return None
         except OSError as problem:
             if problem.errno in _ABSENT:

@@ -15,6 +15,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ _MOST_RECORD = 4 << 20
 BLOCK = 8 << 20
 # Folders that many distributions share.
 _SHARED = ("bin", "share", "etc", "include", "lib", "__pycache__")
-_NAME = re.compile(r"[A-Za-z0-9._+-]+-torch[A-Za-z0-9._+-]+-[0-9a-f]{16}\.zip")
+_NAME = re.compile(r"[A-Za-z0-9._+-]+-[0-9a-f]{16}\.zip")
 
 
 class BadSet(Exception):
@@ -110,6 +111,12 @@ def mark_used(kept: Path) -> None:
     os.utime(kept)
 
 
+def discard(kept: Path) -> None:
+    """Remove a damaged set, which no worker could use; a read-only volume keeps it."""
+    with suppress(OSError):
+        kept.unlink()
+
+
 def sweep(kept: Path, now: float) -> None:
     """Remove stale sets beside `kept`, and partial files of killed workers. `now` is in seconds by
     the volume's clock. Raises OSError.
@@ -124,7 +131,12 @@ def sweep(kept: Path, now: float) -> None:
         leftover = look_at_leftover(str(path), now)
         if leftover is not None and leftover.stale and leftover.removable:
             path.unlink(missing_ok=True)
-        elif _NAME.fullmatch(path.name) and path != kept and (found := _stat(path)) is not None:
+        elif (
+            _NAME.fullmatch(path.name)
+            and "-torch" in path.name
+            and path != kept
+            and (found := _stat(path)) is not None
+        ):
             sets.append((now - found.st_mtime, path))
     for rank, (age, path) in enumerate(sorted(sets), start=1):
         if age > KEPT_DAYS * _DAY or (rank >= KEPT_SETS and age > _DAY):

@@ -24,8 +24,13 @@ from bootstrap.config import Settings
 from bootstrap.core.files import list_folder
 from bootstrap.core.findings import Finding, error, info, warning
 from bootstrap.core.text import IN_ENDPOINT, printable
-from bootstrap.environment.python_probe import PROBE_SECONDS, Venv, look_at_venv
-from bootstrap.environment.torch_build import read_torch_build, runs_with
+from bootstrap.environment.python_probe import (
+    PROBE_SECONDS,
+    Venv,
+    look_at_venv,
+    read_torch_build,
+    runs_with,
+)
 from bootstrap.volume import Layout
 
 CODES = {

@@ -1,19 +1,21 @@
-"""Asks a Python about itself, reads virtual environments, and ComfyUI's `--help`."""
+"""What a Python says of itself and of ComfyUI, and what files say of virtual environments and of
+torch, which is never imported here."""
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.files import link_text, list_folder
+from bootstrap.core.files import link_text, list_folder, open_regular
 from bootstrap.core.findings import Finding, error
 
 _MOST_TEXT = 16 << 10
@@ -59,8 +61,8 @@ class Venv:
 def look_at_venv(path: str) -> Venv | None:
     """The virtual environment at `path`; None if it is not one (no pyvenv.cfg: PEP 405)."""
     try:
-        with open(os.path.join(path, "pyvenv.cfg"), encoding="utf-8", errors="replace") as file:
-            config = venv_settings(file.read(_MOST_TEXT))
+        with open_regular(os.path.join(path, "pyvenv.cfg")) as file:
+            config = venv_settings(file.read(_MOST_TEXT).decode("utf-8", "replace"))
             made = os.fstat(file.fileno()).st_mtime
     except OSError:
         return None
@@ -95,6 +97,12 @@ def venv_settings(text: str) -> dict[str, str]:
     return {name: value.strip() for name, value in _SETTING.findall(text)}
 
 
+def _read(path: str | Path) -> str:
+    """The beginning of a plain file. Raises OSError."""
+    with open_regular(path) as file:
+        return file.read(_MOST_TEXT).decode("utf-8", "replace")
+
+
 def _short(version: str | None) -> str | None:
     match = re.match(r"(\d+\.\d+)", version or "")
     return match[1] if match else None
@@ -106,12 +114,10 @@ def _made_at(command: str, path: str) -> str | None:
     if os.path.isabs(word):
         return os.path.normpath(word)
     try:
-        with open(os.path.join(path, "bin", "activate"), encoding="utf-8", errors="replace") as f:
-            match = re.search(
-                r"^[ \t]*VIRTUAL_ENV=['\"]?([^'\"\n]+)", f.read(_MOST_TEXT), re.MULTILINE
-            )
+        text = _read(os.path.join(path, "bin", "activate"))
     except OSError:
         return None
+    match = re.search(r"^[ \t]*VIRTUAL_ENV=['\"]?([^'\"\n]+)", text, re.MULTILINE)
     return match[1] if match and os.path.isabs(match[1]) else None
 
 
@@ -206,6 +212,7 @@ def ask_help(python: Path, comfyui: Path, env: dict[str, str]) -> str | Finding:
             env=env,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=PROBE_SECONDS,
             check=False,
         )
@@ -225,3 +232,108 @@ def _help_failed(comfyui: Path, why: str) -> Finding:
         "Check that ComfyUI on the volume is complete: on a Pod, cd into its folder and run "
         "`git status`, then `git checkout .` to restore missing files.",
     )
+
+
+# The oldest Linux driver for programs built with a CUDA of that version. From 11 on, any minor
+# version runs on the major's first driver ("minor version compatibility"). Source: NVIDIA, CUDA
+# Compatibility, "Minor Version Compatibility", and the CUDA Toolkit release notes, table "CUDA
+# Toolkit and Minimum Required Driver Version" (docs.nvidia.com, read in 2026).
+OLDEST_DRIVER: dict[tuple[int, int], tuple[int, ...]] = {
+    (10, 0): (410, 48),
+    (10, 1): (418, 39),
+    (10, 2): (440, 33),
+    (11, 0): (450, 80, 2),
+    (12, 0): (525, 60, 13),
+    (13, 0): (580, 65, 6),
+}
+
+
+@dataclass(frozen=True)
+class TorchBuild:
+    """An installed torch. `cuda` is the CUDA it was built for (`12.8`), None for a CPU or ROCm
+    build; `hip` the ROCm version.
+    """
+
+    version: str | None
+    cuda: str | None
+    hip: str | None = None
+
+
+def read_torch_build(python: Path) -> TorchBuild | None:
+    """The torch of an interpreter, from torch/version.py or the package's metadata; None if its own
+    folders have none. Only reads files.
+    """
+    for folder in dict.fromkeys(_package_folders(python)):
+        build = _from_version_file(folder) or _from_metadata(folder)
+        if build:
+            return build
+    return None
+
+
+def version_numbers(text: str) -> tuple[int, ...]:
+    """`570.124.06` -> (570, 124, 6); empty for a text without numbers."""
+    return tuple(int(n) for n in re.findall(r"\d+", text))
+
+
+def oldest_driver(cuda: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The oldest driver for a CUDA version; None if it is older than the table."""
+    known = [key for key in OLDEST_DRIVER if key <= cuda[:2]]
+    return OLDEST_DRIVER[max(known)] if known else None
+
+
+def runs_with(build: TorchBuild, driver: str | None) -> bool:
+    """Is the driver new enough for the CUDA of that torch? True if it is unknown."""
+    needed = oldest_driver(version_numbers(build.cuda)) if build.cuda else None
+    have = version_numbers(driver or "")
+    return not needed or not have or have >= needed
+
+
+def _package_folders(python: Path) -> Iterator[Path]:
+    """An interpreter's site-packages and dist-packages, a venv's own first: there `bin/python` is a
+    link to another interpreter, and its location makes it the venv's."""
+    for binary in (python, python.resolve()):
+        prefix = binary.parent.parent
+        for library in (prefix / "lib", prefix / "local/lib", prefix / "lib64"):
+            for name in ("site-packages", "dist-packages"):
+                yield from sorted(library.glob(f"python3*/{name}"))
+        if not _sees_system(prefix):
+            return
+    yield Path("/usr/lib/python3/dist-packages")
+
+
+def _sees_system(prefix: Path) -> bool:
+    """Whether packages outside `prefix` count: for a venv only if it was set up so."""
+    try:
+        settings = venv_settings(_read(prefix / "pyvenv.cfg").lower())
+    except OSError:
+        return True
+    return settings.get("include-system-site-packages") == "true"
+
+
+def _from_version_file(folder: Path) -> TorchBuild | None:
+    """torch/version.py has assignments such as `cuda: Optional[str] = '12.8'`."""
+    try:
+        tree = ast.parse(_read(folder / "torch/version.py"))
+    except (OSError, ValueError, SyntaxError):
+        return None
+    values: dict[str, str] = {}
+    for node in tree.body:
+        targets = [*getattr(node, "targets", ()), getattr(node, "target", None)]
+        value = getattr(node, "value", None)
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            values.update((t.id, value.value) for t in targets if isinstance(t, ast.Name))
+    if "__version__" not in values:
+        return None
+    return TorchBuild(values["__version__"], values.get("cuda"), hip=values.get("hip"))
+
+
+def _from_metadata(folder: Path) -> TorchBuild | None:
+    """The version in `torch-2.9.1+cu128.dist-info`; `+cu128` says CUDA 12.8."""
+    for info in sorted(folder.glob("torch-*.dist-info")):
+        version = info.name[len("torch-") : -len(".dist-info")]
+        local = version.partition("+")[2]
+        digits = local[2:] if local.startswith("cu") and local[2:].isdigit() else ""
+        cuda = f"{digits[:-1]}.{digits[-1]}" if len(digits) >= 3 else None
+        hip = local[4:] if local.startswith("rocm") else None
+        return TorchBuild(version, cuda, hip=hip)
+    return None

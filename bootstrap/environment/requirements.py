@@ -15,9 +15,8 @@ from typing import Any
 
 from bootstrap.core.redact import child_environment, masked
 from bootstrap.environment.imports import ALIKE, MODULES, HardImport, hard_imports
-from bootstrap.environment.node_packs import Requirements
+from bootstrap.environment.node_packs import COMFYUI, RequirementFile, Requirements
 from bootstrap.environment.python_probe import ASK_SECONDS, Failure, PythonTrouble, ask_python
-from bootstrap.environment.requirement_files import COMFYUI, RequirementFile
 from bootstrap.environment.site_packages import PackagesFacts, packages_facts
 
 # ComfyUI's web page: the worker provides its own.
@@ -77,7 +76,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Needs:
+class Dependencies:
     """What an installed distribution requires: (name, specifiers, state) each; and its extras and
     what they add, verbatim."""
 
@@ -101,7 +100,7 @@ class Judgement:
     verdicts: tuple[Verdict, ...] = ()
     absent: tuple[HardImport, ...] = ()
     untracked_kin: tuple[str, ...] = ()
-    needs: Mapping[str, Needs] = field(default_factory=dict)
+    needs: Mapping[str, Dependencies] = field(default_factory=dict)
 
     @property
     def unmet(self) -> tuple[Verdict, ...]:
@@ -201,8 +200,8 @@ def _verdicts(file: RequirementFile, found: Iterable[Mapping[str, Any]]) -> Iter
         yield Verdict(file.owner, one["text"], one["name"], state, one["version"])
 
 
-def _needs(entry: Mapping[str, Any]) -> Needs:
-    return Needs(
+def _needs(entry: Mapping[str, Any]) -> Dependencies:
+    return Dependencies(
         tuple((str(n), str(s), RequirementState(state)) for n, s, state in entry["requires"]),
         tuple(map(str, entry["extras"])),
         tuple(map(str, entry["extra_lines"])),

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bootstrap.core.redact import masked
-from bootstrap.environment.requirements import Judgement, Needs, RequirementState, Verdict
+from bootstrap.environment.requirements import Dependencies, Judgement, RequirementState, Verdict
 from bootstrap.environment.uv import Uv, UvFailed
 
 #: torch, and packages built for one torch: as installed, or not at all.
@@ -352,7 +352,7 @@ def _closure(judgement: Judgement) -> frozenset[str]:
         name = pending.pop()
         if name not in found:
             found.add(name)
-            pending += [n for n, _, _ in judgement.needs.get(name, Needs()).requires]
+            pending += [n for n, _, _ in judgement.needs.get(name, Dependencies()).requires]
     return frozenset(found)
 
 
@@ -373,11 +373,13 @@ def _write_stubs(judgement: Judgement, folder: Path) -> dict[str, str]:
     found = {}
     for name, version in judgement.installed.items():
         if version is not None and _VERSION.fullmatch(version):
-            found[name] = _write_stub(folder, name, version, judgement.needs.get(name, Needs()))
+            found[name] = _write_stub(
+                folder, name, version, judgement.needs.get(name, Dependencies())
+            )
     return found
 
 
-def _write_stub(folder: Path, name: str, version: str, needs: Needs) -> str:
+def _write_stub(folder: Path, name: str, version: str, needs: Dependencies) -> str:
     """Without its dependencies, which are installed or not needed; only its extras are declared."""
     plain = name.replace("-", "_")
     lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]

@@ -190,7 +190,13 @@ def pip_settings(python: Path, env: Mapping[str, str]) -> dict[str, str]:
         command = [str(each), "-m", "pip", "config", "list"]
         try:
             child = subprocess.run(
-                command, env=dict(env), capture_output=True, text=True, timeout=20, check=True
+                command,
+                env=dict(env),
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=20,
+                check=True,
             )
         except (OSError, subprocess.SubprocessError):
             continue

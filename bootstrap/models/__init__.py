@@ -3,16 +3,16 @@ ahead."""
 
 # Modules, not names: the checker reads weights files, and must not load what downloads need.
 __all__ = [
-    "background",
     "by_address",
     "cli",
     "download",
-    "installed",
     "manifest",
+    "manifest_command",
     "manifest_entry",
     "manifest_file",
     "prefetch",
     "provision",
+    "provisioner",
     "sources",
     "weights_file",
 ]

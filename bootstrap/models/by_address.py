@@ -2,7 +2,7 @@
 
 They are in `fetched/` in their loader's folder, under the source's name with a key of the address:
 two repositories' `model.safetensors` are two files, and one address is one file for all jobs. A
-download's receipt (installed.py) marks the file as ours; its modification time says until when the
+download's receipt (presence.py) marks the file as ours; its modification time says until when the
 file is in use. Jobs renew it while they run, so a worker that dies leaves nothing to undo.
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from bootstrap.core.temp_files import LONGEST_NAME, RECEIPTS_FOLDER
-from bootstrap.models.installed import read_receipt, receipt_path
+from bootstrap.models.presence import read_receipt, receipt_path
 from bootstrap.models.sources import Link, identity_of
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of
 

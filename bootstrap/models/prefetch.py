@@ -288,7 +288,7 @@ class ReadAhead:
         self._current = None
 
 
-class Recent:
+class UsageRecord:
     """The record of one endpoint (`default` without an id). Nothing here raises."""
 
     def __init__(self, root: Path, endpoint: str | None) -> None:

@@ -17,14 +17,14 @@ from typing import Any
 
 from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, Severity, ok
-from bootstrap.core.temp_files import BEAT, STALE, Lease
+from bootstrap.core.temp_files import BEAT, STALE, Lease, LeaseState
 from bootstrap.core.text import size_text
 from bootstrap.models.download.download import Download, Fetched
 from bootstrap.models.download.part import IsAbandoned, PartState, sweep, unchanged_for
 from bootstrap.models.download.progress import FileMeter, LogMeter, MakeMeter
 from bootstrap.models.download.remote import DownloadOptions, Locate, Remote
-from bootstrap.models.installed import PathConflict, Receipt, find_present, wanted_of, write_receipt
 from bootstrap.models.manifest_entry import ModelSpec
+from bootstrap.models.presence import PathConflict, Receipt, find_present, wanted_of, write_receipt
 from bootstrap.models.sources import Sources
 from bootstrap.net import CODES as DOWNLOAD_CODES
 from bootstrap.net import DownloadError, OwnershipLost, Stopped, disk_error, stopped
@@ -66,7 +66,7 @@ def provision(
     """Provide all `specs`, required ones first; results in the order of `specs`. Faults of models
     are in their results, not raised. `on_result` gets each result as soon as it is known.
     """
-    job = _Job(context, stop or threading.Event(), on_result or (lambda result: None))
+    job = _Provision(context, stop or threading.Event(), on_result or (lambda result: None))
     ordered = sorted(specs, key=lambda spec: spec.optional)
     for folder in {context.models / spec.directory for spec in specs}:
         if context.holds(folder):
@@ -78,7 +78,7 @@ def provision(
     return tuple(job.results[id(spec)] for spec in specs)
 
 
-class _Job:
+class _Provision:
     def __init__(
         self,
         context: ProvisionContext,
@@ -106,43 +106,32 @@ class _Job:
             return self._settle(ProvisionResult(spec, "stopped", problem=stopped()))
         except Exception as fault:  # noqa: BLE001 - the other models are still to be brought
             # Only the fault's type is reported: its text may contain anything, even a token.
-            return self._settle(ProvisionResult(spec, "failed", problem=_crashed(fault)))
+            return self._settle(ProvisionResult(spec, "failed", problem=crashed(fault)))
 
     def _fetch(self, spec: ModelSpec, wait: bool) -> bool:
-        deadline = time.monotonic() + self._place.longest_wait
+        end = time.monotonic() + self._place.longest_wait
         while not self._stop.is_set():
             lease = self._lease(spec)
-            # After a long enough wait we go on without a lease: it only saves bandwidth.
-            mine = lease.acquire() or time.monotonic() > deadline
-            if not mine and not wait:
-                return False
-            mine = mine or (self._holder_is_dead(spec, lease, deadline) and lease.acquire())
-            if not mine:
-                continue
             try:
-                if not self.settled_without_network(spec):
-                    self._fetch_now(spec, lease)
-                return True
+                if not lease.acquire():
+                    if not wait:
+                        return False
+                    # After a long enough wait we go on without a lease: it only saves bandwidth.
+                    self._wait_for(spec, lease, end - time.monotonic())
+                if not self._stop.is_set():
+                    if not self.settled_without_network(spec):
+                        self._fetch_now(spec, lease)
+                    return True
             except OwnershipLost:
                 wait = True  # another worker took our part over and continues
             finally:
                 lease.release()
         raise Stopped
 
-    def _holder_is_dead(self, spec: ModelSpec, lease: Lease, deadline: float) -> bool:
-        """Wait until the lease's holder is done or too slow (False), or was silent for so long that
-        its lease was broken (True)."""
+    def _wait_for(self, spec: ModelSpec, lease: Lease, seconds: float) -> None:
         line = _WaitingLine(spec, self._place.make_meter)
         try:
-            while not self._stop.is_set() and time.monotonic() < deadline:
-                sight = lease.look()
-                if sight is None:
-                    return False
-                if lease.break_stale():
-                    return True
-                line.show(sight.done, sight.total)
-                self._stop.wait(self._place.look_every)
-            return False
+            lease.wait(seconds, self._place.look_every, self._stop, line.show)
         finally:
             line.end()
 
@@ -234,8 +223,9 @@ class _WaitingLine:
         self._meter = make_meter(f"{spec.relative_path} (another worker)", None)
         self._begun = False
 
-    def show(self, done: int, total: int) -> None:
-        """The other worker has `done` of `total` bytes."""
+    def show(self, holder: LeaseState) -> None:
+        """Show how far the other worker is."""
+        done, total = holder.done, holder.total
         if not total:
             return
         if not self._begun or done < self._meter.done:
@@ -266,7 +256,8 @@ def _outside(folder: Path, real: Path) -> DownloadError:
     )
 
 
-def _crashed(fault: Exception) -> DownloadError:
+def crashed(fault: Exception) -> DownloadError:
+    """A fault of ours."""
     return DownloadError(
         "download.crashed",
         f"a bug in this program ({type(fault).__name__}) while the model was fetched.",

@@ -26,7 +26,6 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from bootstrap.core.concurrency import ByteSemaphore
-from bootstrap.core.files import open_regular
 from bootstrap.volume.categories import GGUF, extension_of
 
 SAFETENSORS = frozenset({".safetensors", ".sft"})
@@ -69,7 +68,8 @@ class WeightsState(str, Enum):
 class Examined:
     """What a file is. `detail` says more; `expected` is its proper size in bytes, if known;
     `dtypes` are (name, bytes) of a safetensors' tensors, most bytes first; `fingerprint` is a hash
-    of size and beginning: equal for equal files, but also for some models of one kind.
+    of size and beginning: equal for equal files, but also for some models of one kind. `kind` is
+    the models folder for a safetensors file, by its tensor names; empty if unclear or not asked.
     """
 
     state: WeightsState
@@ -77,10 +77,15 @@ class Examined:
     expected: int | None = None
     dtypes: tuple[tuple[str, int], ...] = ()
     fingerprint: bytes = b""
+    kind: str = ""
 
 
 def examine(
-    path: str, size: int, allowance: ByteSemaphore, extension: str | None = None
+    path: str,
+    size: int,
+    allowance: ByteSemaphore,
+    extension: str | None = None,
+    with_kind: bool = False,
 ) -> Examined:
     """Examine the beginning of the weights file at `path`, of `size` bytes; raises nothing.
     `extension` is the final one, for a file without its name yet.
@@ -91,8 +96,8 @@ def examine(
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             _advise_random(file)
-            kind = extension_of(path) if extension is None else extension
-            return _examine_open(file, kind, size, allowance)
+            ending = extension_of(path) if extension is None else extension
+            return _examine_open(file, ending, size, allowance, with_kind)
         finally:
             os.close(file)
     except OSError as problem:
@@ -122,10 +127,12 @@ def _advise_random(file: int) -> None:
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
 
 
-def _examine_open(file: int, extension: str, size: int, allowance: ByteSemaphore) -> Examined:
+def _examine_open(
+    file: int, extension: str, size: int, allowance: ByteSemaphore, with_kind: bool
+) -> Examined:
     head = os.pread(file, min(size, _FIRST_READ), 0)
     if extension in SAFETENSORS and _begins_like_safetensors(head, size):
-        return _examine_safetensors(file, head, size, allowance)
+        return _examine_safetensors(file, head, size, allowance, with_kind)
     answer = _server_answer(head, size)
     if answer is not None:
         return answer
@@ -134,7 +141,7 @@ def _examine_open(file: int, extension: str, size: int, allowance: ByteSemaphore
             WeightsState.DAMAGED, "it begins with zeros, like a download that never filled"
         )
     if extension in SAFETENSORS:
-        return _examine_safetensors(file, head, size, allowance)
+        return _examine_safetensors(file, head, size, allowance, with_kind)
     return _examine_other(file, head, extension, size)
 
 
@@ -165,7 +172,9 @@ def _is_text(data: bytes) -> bool:
     return all(character >= " " or character in "\t\r\n\f" for character in text)
 
 
-def _examine_safetensors(file: int, head: bytes, size: int, allowance: ByteSemaphore) -> Examined:
+def _examine_safetensors(
+    file: int, head: bytes, size: int, allowance: ByteSemaphore, with_kind: bool
+) -> Examined:
     length = int.from_bytes(head[:8], "little")
     other = _other_format(head)
     if other is not None:
@@ -177,9 +186,9 @@ def _examine_safetensors(file: int, head: bytes, size: int, allowance: ByteSemap
     if length > MOST_PARSED:
         return Examined(WeightsState.UNREAD, f"its header has {length} bytes")
     if 8 + length <= len(head):
-        return _judge_header(head[8 : 8 + length], size)
+        return _judge_header(head[8 : 8 + length], size, with_kind)
     with allowance.hold(length):
-        return _judge_header(_read_exactly(file, head, 8 + length)[8:], size)
+        return _judge_header(_read_exactly(file, head, 8 + length)[8:], size, with_kind)
 
 
 def _read_exactly(file: int, head: bytes, size: int) -> bytes:
@@ -194,13 +203,15 @@ def _read_exactly(file: int, head: bytes, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _judge_header(header: bytes, size: int) -> Examined:
+def _judge_header(header: bytes, size: int, with_kind: bool) -> Examined:
     dtypes: Counter[str] = Counter()
     end = 0
+    names: list[str] = []
 
     def shrink(pairs: list[tuple[str, Any]]) -> None:
         """Keep only what is needed of each tensor, as soon as it is parsed."""
-        nonlocal end
+        nonlocal end, names
+        names = [name for name, _ in pairs]  # the last call is for the whole header
         tensor = dict(pairs)
         offsets = tensor.get("data_offsets")
         if isinstance(offsets, list):
@@ -217,13 +228,12 @@ def _judge_header(header: bytes, size: int) -> Examined:
     except (ValueError, TypeError, RecursionError):
         return Examined(WeightsState.DAMAGED, "its header cannot be read")
     expected = 8 + len(header) + end
-    if size < expected:
-        return Examined(WeightsState.TRUNCATED, "", expected)
-    if size > expected:
-        return Examined(WeightsState.TOO_LONG, "", expected)
-    return Examined(
-        WeightsState.GOOD, "", expected, tuple(dtypes.most_common(8)), _fingerprint(header, size)
-    )
+    kind = _kind_by(names) if with_kind else ""
+    if size != expected:
+        state = WeightsState.TRUNCATED if size < expected else WeightsState.TOO_LONG
+        return Examined(state, "", expected, kind=kind)
+    common = tuple(dtypes.most_common(8))
+    return Examined(WeightsState.GOOD, "", expected, common, _fingerprint(header, size), kind)
 
 
 def _examine_other(file: int, head: bytes, extension: str, size: int) -> Examined:
@@ -305,18 +315,6 @@ _MODEL = (_DIFFUSION_MODEL, "double_blocks.", "joint_blocks.", "transformer_bloc
 _WITH_MODEL = ("first_stage_model.", "cond_stage_model.", "conditioner.", "text_encoders.", "vae.")
 _ENCODERS = ("text_model.encoder.", "encoder.block.0.layer.", "model.embed_tokens.")
 _VAE = ("decoder.conv_in.", "decoder.conv1.")
-
-
-def kind_of_weights(path: str) -> str:
-    """The models folder for the safetensors file at `path`, by its tensor names; empty if unclear,
-    or it cannot be read."""
-    try:
-        with open_regular(path) as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if 2 <= length <= MOST_PARSED else {}
-    except (OSError, ValueError, RecursionError):
-        return ""
-    return _kind_by(list(map(str, header))) if isinstance(header, dict) else ""
 
 
 def _kind_by(names: list[str]) -> str:

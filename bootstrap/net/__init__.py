@@ -13,9 +13,9 @@ __all__ = [
     "CODES",
     "TRY_AGAIN",
     "AddressRefused",
-    "Changed",
     "DownloadError",
     "OwnershipLost",
+    "RemoteChanged",
     "Stopped",
     "WrongBytes",
     "addresses",
@@ -90,7 +90,7 @@ class WrongBytes(DownloadError):
     """The bytes are not the model: wrong hash, wrong format, a web page."""
 
 
-class Changed(Exception):
+class RemoteChanged(Exception):
     """The file on the server has changed since the download began."""
 
 
@@ -152,7 +152,8 @@ def _full_disk(problem: OSError) -> bool:
 
 
 def disk_error(problem: OSError, folder: object, needed: int | None) -> DownloadError:
-    """A failed write, fsync or close, with `needed` bytes still missing."""
+    """The disk's own error: a failed read, write, fsync or close, with `needed` bytes still
+    missing."""
     need = "" if needed is None else f"; {size_text(needed)} more are needed"
     if _full_disk(problem):
         which = "quota" if problem.errno == errno.EDQUOT else "disk"
@@ -163,6 +164,6 @@ def disk_error(problem: OSError, folder: object, needed: int | None) -> Download
         )
     return DownloadError(
         "download.disk",
-        f"{folder} could not be written ({problem.strerror or problem}).",
-        "Check that the volume is mounted and writable.",
+        f"{folder} could not be read or written ({problem.strerror or problem}).",
+        "Check that the volume is mounted, and that this user may read and write there.",
     )

@@ -1,4 +1,5 @@
-"""Which URLs and addresses may be used: https and public addresses, unless others are allowed.
+"""Which URLs and addresses may be used, and connections to them. Only https and public addresses
+may, unless others are allowed.
 
 A name is resolved once and the connection goes to the checked address, so that DNS rebinding
 between check and use has no effect.
@@ -6,9 +7,12 @@ between check and use has no effect.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
+import threading
 from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -102,6 +106,59 @@ class AddressPolicy:
 
     def _is_free(self, target: Target) -> bool:
         return self.allow_private or f"{target.host}:{target.port}" in self.exempt
+
+
+class Connections:
+    """All connections to other hosts: sockets to addresses that `policy` allows. Another thread can
+    abort them in any state: connecting, in the TLS handshake, or waiting for the next byte of a
+    slow server."""
+
+    def __init__(self, policy: AddressPolicy) -> None:
+        self.aborted = False
+        self._policy = policy
+        self._lock = threading.Lock()
+        self._handles: list[socket.socket] = []
+
+    def connect(self, target: Target, timeout: float | None) -> socket.socket:
+        """A socket to the first address of `target` that answers. Raises OSError, and DownloadError
+        for an address that may not be used."""
+        problem: OSError | None = None
+        for address in self._policy.addresses(target):
+            self._raise_if_aborted()
+            try:
+                sock = socket.create_connection((address, target.port), timeout)
+            except OSError as failed:
+                problem = failed
+                continue
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # TLS takes over the socket, but a duplicate handle stays valid.
+            with self._lock:
+                self._handles.append(sock.dup())
+            self._raise_if_aborted()
+            return sock
+        raise problem or OSError("its name has no address")
+
+    def abort(self) -> None:
+        """Shut down all connections, and refuse further ones. Returns at once."""
+        self.aborted = True
+        self._close(shutdown=True)
+
+    def close(self) -> None:
+        """Forget the connections made so far; they are finished."""
+        self._close(shutdown=False)
+
+    def _raise_if_aborted(self) -> None:
+        if self.aborted:
+            self._close(shutdown=True)
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the transfer was abandoned")
+
+    def _close(self, shutdown: bool) -> None:
+        with self._lock:
+            handles, self._handles = self._handles, []
+        for handle in handles:
+            with handle, suppress(OSError):
+                if shutdown:
+                    handle.shutdown(socket.SHUT_RDWR)
 
 
 def take_apart(url: str) -> Target:

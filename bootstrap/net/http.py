@@ -1,20 +1,17 @@
 """HTTP for downloads: one persistent connection, checked addresses, our own redirects.
 
 Built on http.client, because the connection must go to exactly the checked address, credentials are
-decided anew for every hop, and bytes are consumed as they arrive. Proxies from the environment are
+decided again for every hop, and bytes are consumed as they arrive. Proxies from the environment are
 not used: behind one, addresses cannot be checked.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
 import http.client
 import io
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,7 +28,7 @@ from bootstrap.net import (
     stalled,
     unreachable,
 )
-from bootstrap.net.addresses import AddressPolicy, Target, shown
+from bootstrap.net.addresses import AddressPolicy, Connections, Target, shown
 
 #: The exceptions of a broken connection.
 BROKEN = (http.client.HTTPException, ssl.SSLError, OSError)
@@ -221,59 +218,6 @@ class Credential:
         if not self.belongs_to(*target.origin):
             return {}
         return {"Authorization": f"Bearer {self.secret.reveal()}"}
-
-
-class Connections:
-    """All connections to other hosts: sockets to addresses that `policy` allows. Another thread can
-    abort them in any state: connecting, in the TLS handshake, or waiting for the next byte of a
-    slow server."""
-
-    def __init__(self, policy: AddressPolicy) -> None:
-        self.aborted = False
-        self._policy = policy
-        self._lock = threading.Lock()
-        self._handles: list[socket.socket] = []
-
-    def connect(self, target: Target, timeout: float | None) -> socket.socket:
-        """A socket to the first address of `target` that answers. Raises OSError, and DownloadError
-        for an address that may not be used."""
-        problem: OSError | None = None
-        for address in self._policy.addresses(target):
-            self._raise_if_aborted()
-            try:
-                sock = socket.create_connection((address, target.port), timeout)
-            except OSError as failed:
-                problem = failed
-                continue
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # TLS takes over the socket, but a duplicate handle stays valid.
-            with self._lock:
-                self._handles.append(sock.dup())
-            self._raise_if_aborted()
-            return sock
-        raise problem or OSError("its name has no address")
-
-    def abort(self) -> None:
-        """Shut down all connections, and refuse further ones. Returns at once."""
-        self.aborted = True
-        self._close(shutdown=True)
-
-    def close(self) -> None:
-        """Forget the connections made so far; they are finished."""
-        self._close(shutdown=False)
-
-    def _raise_if_aborted(self) -> None:
-        if self.aborted:
-            self._close(shutdown=True)
-            raise ConnectionAbortedError(errno.ECONNABORTED, "the transfer was abandoned")
-
-    def _close(self, shutdown: bool) -> None:
-        with self._lock:
-            handles, self._handles = self._handles, []
-        for handle in handles:
-            with handle, contextlib.suppress(OSError):
-                if shutdown:
-                    handle.shutdown(socket.SHUT_RDWR)
 
 
 class _Plain(http.client.HTTPConnection):

@@ -15,18 +15,18 @@ from bootstrap.core.findings import Finding
 from bootstrap.core.terminal import report, stop_on_signals
 from bootstrap.core.text import pluralize, size_text, summarize_list
 from bootstrap.environment.node_packs import COMMIT
-from bootstrap.models.cli import FAILED, OK, USAGE, ManifestCommand, Step, manifest_parser, run
 from bootstrap.models.download.progress import meters_for
+from bootstrap.models.manifest_command import (
+    FAILED,
+    OK,
+    USAGE,
+    ManifestCommand,
+    Step,
+    manifest_parser,
+    run,
+)
 from bootstrap.models.manifest_file import read_data
 from bootstrap.net import DownloadError, disk_error
-from bootstrap.nodes.installed import (
-    State,
-    has_pack,
-    look,
-    occupied,
-    repositories_in,
-    verify,
-)
 from bootstrap.nodes.manifest import (
     NODES,
     GitPin,
@@ -39,8 +39,16 @@ from bootstrap.nodes.manifest import (
     repository_name,
     repository_url,
 )
-from bootstrap.nodes.node_map import Needed, NodeMap, keep_map, kept_map, nodes_in
-from bootstrap.nodes.pull import PackMeter, place_for, pull
+from bootstrap.nodes.node_map import NodeMap, UsedNode, keep_map, kept_map, nodes_in
+from bootstrap.nodes.presence import (
+    Presence,
+    has_pack,
+    look_at_pack,
+    occupied,
+    repositories_in,
+    verify,
+)
+from bootstrap.nodes.pull import PackMeter, pull, pull_context
 from bootstrap.nodes.sources import MAP_URL, PackSources
 
 _VARIABLES = {
@@ -125,7 +133,7 @@ class _Command(ManifestCommand[PackSpec]):
 
     def __init__(self, sources: PackSources | None, *given: Any) -> None:
         super().__init__(*given)
-        place = place_for(self.settings, self.layout, meters_for(lines=PackMeter))
+        place = pull_context(self.settings, self.layout, meters_for(lines=PackMeter))
         self.place = replace(place, sources=sources or place.sources)
 
     def load(self) -> tuple[Sequence[PackSpec], Sequence[Finding]] | None:
@@ -190,7 +198,7 @@ class _Command(ManifestCommand[PackSpec]):
             self.say("The workflow needs no pack that is not there.")
         return list(specs.values()), not unknown
 
-    def _pins(self, needed: Needed, known: NodeMap) -> list[RegistryPin | GitPin]:
+    def _pins(self, needed: UsedNode, known: NodeMap) -> list[RegistryPin | GitPin]:
         """The pack to add for a node, if any: by what the editor wrote beside it, else by the map.
         Raises LookupError if none is known, and DownloadError."""
         if needed.registry_id == "comfy-core":
@@ -206,7 +214,7 @@ class _Command(ManifestCommand[PackSpec]):
             return [self.place.sources.newest(needed.registry_id)]
         return self._in_git(needed, url, origin.packs, commit)
 
-    def _in_registry(self, needed: Needed) -> list[RegistryPin | GitPin]:
+    def _in_registry(self, needed: UsedNode) -> list[RegistryPin | GitPin]:
         if (self.place.nodes / needed.registry_id).exists():
             return []
         if re.fullmatch(r"\d+\.\d+\.\d+", needed.version):
@@ -214,7 +222,7 @@ class _Command(ManifestCommand[PackSpec]):
         return [self.place.sources.newest(needed.registry_id)]
 
     def _in_git(
-        self, needed: Needed, url: str, packs: Sequence[str], commit: str | None
+        self, needed: UsedNode, url: str, packs: Sequence[str], commit: str | None
     ) -> list[RegistryPin | GitPin]:
         if not url and not packs:
             raise LookupError(needed.name)
@@ -256,10 +264,10 @@ class _Command(ManifestCommand[PackSpec]):
     def look(self, spec: PackSpec, ask: bool) -> Step:
         about, place = _about(spec), self.place
         try:
-            found = look(spec, place.nodes)
-            if found.state is State.THERE:
+            found = look_at_pack(spec, place.nodes)
+            if found.state is Presence.THERE:
                 return Step(about, f"{found.what} at {found.path}", there=True)
-            if found.state is State.OCCUPIED:
+            if found.state is Presence.OCCUPIED:
                 raise occupied(spec, found)
             host, size = place.sources.host_of(spec), place.sources.check(spec) if ask else None
         except OSError as problem:
@@ -268,7 +276,7 @@ class _Command(ManifestCommand[PackSpec]):
         except DownloadError as problem:
             return Step(about, f"{problem.message} {problem.fix}", problem=problem)
         amount = "" if size is None else f"{size_text(size)} "
-        instead = f", in place of {found.what}" if found.state is State.OTHER else ""
+        instead = f", in place of {found.what}" if found.state is Presence.OTHER else ""
         what = f"{amount}from {host}: {spec.pin}{instead}"
         return Step(about, what, to_fetch={"host": host, "size": size})
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from bootstrap.core.files import part_beside, read_regular, write_whole
 from bootstrap.net import DownloadError
-from bootstrap.nodes.installed import has_pack, repositories_in
 from bootstrap.nodes.manifest import REGISTRY_ID
+from bootstrap.nodes.presence import has_pack, repositories_in
 from bootstrap.volume.locate import OWN_FOLDER
 
 CODES = {"nodes.bad_map": "What was fetched is not a map of nodes to packs"}
@@ -199,7 +199,7 @@ def _parts(pattern: Any) -> Iterator[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class Needed:
+class UsedNode:
     """A node class that a workflow uses, with what ComfyUI's editor wrote beside it: the pack's id
     in the registry (`comfy-core` is ComfyUI itself), its `owner/name` at GitHub, its version or
     commit."""
@@ -210,14 +210,14 @@ class Needed:
     version: str = ""
 
 
-def nodes_in(data: Any) -> list[Needed]:
+def nodes_in(data: Any) -> list[UsedNode]:
     """The node classes of a workflow, saved or in API format, each once. What only the editor
     knows (notes, reroutes, subgraphs) is left out."""
-    found: dict[str, Needed] = {}
+    found: dict[str, UsedNode] = {}
     for name, properties in _nodes_in(data):
         if not isinstance(name, str) or not name or EDITOR_ONLY.fullmatch(name):
             continue
-        needed = Needed(
+        needed = UsedNode(
             name,
             _like(REGISTRY_ID, properties.get("cnr_id")),
             _like(_AT_GITHUB, properties.get("aux_id")),

@@ -12,6 +12,7 @@ file.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from bootstrap.core.files import read_regular
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import printable, summarize_list
 from bootstrap.volume.categories import CATEGORIES
-from bootstrap.volume.locate import Layout, folders_known_to
+from bootstrap.volume.locate import Layout, flags_known_to, folders_known_to, source_of
 
 CODES = {
     "comfyui.args_file": "The flags in `comfyui_args.txt` on the volume are used",
@@ -47,7 +48,8 @@ _EXCLUSIVE = tuple(
         "fp8_e4m3fn-text-enc fp8_e5m2-text-enc fp16-text-enc fp32-text-enc bf16-text-enc",
         "force-upcast-attention dont-upcast-attention",
         _ATTENTION,
-        "cache-classic cache-lru cache-none cache-ram",
+        "cache-classic cache-lru cache-none cache-ram high-ram",
+        "disable-manager-ui enable-manager-legacy-ui",
         "enable-dynamic-vram disable-dynamic-vram",
         "enable-assets disable-assets",
     )
@@ -137,7 +139,7 @@ def check_args_file(file: ArgsFile | None) -> list[Finding]:
 
 def flag_names(arguments: Iterable[str]) -> frozenset[str]:
     """The flags among them, without values after an equals sign."""
-    return frozenset(argument.partition("=")[0] for argument in arguments)
+    return frozenset(arg.partition("=")[0] for arg in arguments if arg.startswith("--"))
 
 
 def group_flags(arguments: Sequence[str]) -> list[list[str]]:
@@ -171,12 +173,8 @@ def paths_file(comfyui: Path) -> Path:
     """The file that this ComfyUI reads by itself: versions of late 2026 prefer extra_paths.yaml if
     it exists."""
     new = comfyui / NEW_FILE
-    try:
-        if new.is_file() and NEW_FILE in (comfyui / "main.py").read_text("utf-8", "replace"):
-            return new
-    except OSError:
-        pass
-    return comfyui / OLD_FILE
+    is_read = os.path.isfile(new) and NEW_FILE in source_of(comfyui, "main.py")
+    return new if is_read else comfyui / OLD_FILE
 
 
 def local_folders(comfyui: Path | None) -> Mapping[str, str]:
@@ -186,7 +184,7 @@ def local_folders(comfyui: Path | None) -> Mapping[str, str]:
     Only categories that ComfyUI itself knows: a custom node whose category already exists when it
     is loaded would skip its folder under ComfyUI/models.
     """
-    if comfyui is None or not _takes_folders(comfyui):
+    if comfyui is None or FLAG not in flags_known_to(comfyui):
         return {}
     known = folders_known_to(comfyui)
     return {
@@ -215,10 +213,3 @@ def describe_local_models(
     except OSError:
         return None
     return config
-
-
-def _takes_folders(comfyui: Path) -> bool:
-    try:
-        return FLAG in (comfyui / "comfy" / "cli_args.py").read_text("utf-8", "replace")
-    except OSError:
-        return False

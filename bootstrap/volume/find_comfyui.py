@@ -18,10 +18,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
-from bootstrap.core.concurrency import Task, WorkerPool
-from bootstrap.core.files import Folder, list_folder
+from bootstrap.core.concurrency import WorkerPool
+from bootstrap.core.files import Folder, link_text, list_folder
 from bootstrap.core.findings import Finding, info
 from bootstrap.core.text import printable
 
@@ -42,7 +43,7 @@ _CLOSED = frozenset(
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """`comfyuis` can run, nearest to the root first; `data` are folders with only a ComfyUI's data
     (models, custom nodes); `custom_nodes` are folders of that name elsewhere. `complete` is False
     if there were more folders than the limit."""
@@ -53,7 +54,7 @@ class Found:
     complete: bool = True
 
 
-def search(root: Path, timeout: float | None = None) -> Found:
+def search(root: Path, timeout: float | None = None) -> SearchResult:
     """Everything that looks like ComfyUI on the volume at `root`. Disk errors are not raised; after
     `timeout` seconds it returns what was found by then."""
     looking = _Search(root)
@@ -74,11 +75,12 @@ def like_comfyui(name: str) -> bool:
 def on_this_mount(path: Path, root: Path) -> Path:
     """`path`, or its target if it is a link through the volume's other mount point, which does not
     exist (yet)."""
-    if not os.path.islink(path) or os.path.exists(path):
+    text = link_text(path)
+    if text is None or os.path.exists(path):
         return path
-    text = Path(os.path.normpath(os.readlink(path)))
-    other = next((o for o in USUAL_ROOTS if o != root and text.is_relative_to(o)), None)
-    return path if other is None else root / text.relative_to(other)
+    target = Path(os.path.normpath(text))
+    other = next((o for o in USUAL_ROOTS if o != root and target.is_relative_to(o)), None)
+    return path if other is None else root / target.relative_to(other)
 
 
 class _Search:
@@ -107,16 +109,13 @@ class _Search:
             below = [on_this_mount(path / name, self._root) for name in _entered(folder)]
             if self._left < len(below):
                 below = below[: max(0, self._left)]
-            self.pool.add([self._looking_at(p, level + 1) for p in below])
+            self.pool.add(partial(self.look_at, p, level + 1) for p in below)
 
-    def _looking_at(self, path: Path, level: int) -> Task:
-        return lambda: self.look_at(path, level)
-
-    def found(self, finished: bool) -> Found:
+    def found(self, finished: bool) -> SearchResult:
         comfyuis = _each_once(self._comfyuis)
         # Folders inside a runnable ComfyUI belong to it.
         nodes = (p for p in self._nodes if not any(p.is_relative_to(c) for c in comfyuis))
-        return Found(
+        return SearchResult(
             comfyuis=comfyuis,
             data=_each_once(self._data),
             custom_nodes=_each_once(nodes),
@@ -154,7 +153,7 @@ def _each_once(paths: Iterable[Path]) -> tuple[Path, ...]:
 CODES = {"volume.mount_linked": "The volume's other mount point was made a link to it"}
 
 
-class Name(str, Enum):
+class MountState(str, Enum):
     """What is at another mount point: nothing, the volume itself, or something else."""
 
     FREE = "free"
@@ -167,7 +166,7 @@ class OtherMount:
     """Another mount point's path, and what is there."""
 
     path: Path
-    state: Name
+    state: MountState
 
 
 def other_mounts(root: Path, names: Sequence[Path] = USUAL_ROOTS) -> tuple[OtherMount, ...]:
@@ -188,7 +187,7 @@ def link_other_mounts(
     """
     if not list_folder(str(root)).names:  # no volume is mounted there
         return [], []
-    free = [other.path for other in other_mounts(root, names) if other.state is Name.FREE]
+    free = [other.path for other in other_mounts(root, names) if other.state is MountState.FREE]
     made = [name for name in free if _link(name, root)]
     return made, [_linked(name, root) for name in made]
 
@@ -203,10 +202,12 @@ def unlink_other_mounts(links: Sequence[Path], root: Path) -> None:
             continue
 
 
-def _state(name: Path, root: Path) -> Name:
-    if not os.path.exists(name):
-        return Name.FREE if name.is_symlink() or not os.path.lexists(name) else Name.TAKEN
-    return Name.VOLUME if os.path.realpath(name) == os.path.realpath(root) else Name.TAKEN
+def _state(name: Path, root: Path) -> MountState:
+    if os.path.exists(name):
+        same = os.path.realpath(name) == os.path.realpath(root)
+        return MountState.VOLUME if same else MountState.TAKEN
+    free = name.is_symlink() or not os.path.lexists(name)
+    return MountState.FREE if free else MountState.TAKEN
 
 
 def _link(name: Path, root: Path) -> bool:

@@ -19,26 +19,27 @@ from typing import Protocol
 from bootstrap.volume.categories import ALIASES
 
 
-class Kind(Enum):
-    """The type of a folder entry, links not followed."""
+class EntryKind(Enum):
+    """The type of a folder entry, links not followed. A plan sees `OTHER` as a file."""
 
     FILE = "file"
     FOLDER = "folder"
     LINK = "link"
+    OTHER = "other"
 
 
 class Tree(Protocol):
     """What a plan needs from a file system."""
 
-    def entries(self, folder: Pure) -> Mapping[str, Kind]:
+    def entries(self, folder: Pure) -> Mapping[str, EntryKind]:
         """The entries of a folder; empty when it does not exist."""
         ...
 
-    def kind(self, path: Pure) -> Kind | None:
+    def kind(self, path: Pure) -> EntryKind | None:
         """The type of `path`; None if it does not exist. Links are not followed."""
         ...
 
-    def leads_to(self, path: Pure) -> Kind | None:
+    def leads_to(self, path: Pure) -> EntryKind | None:
         """The type of `path` after all links; None if they are broken."""
         ...
 
@@ -115,7 +116,9 @@ def plan_links(
     """
     planner = _Planner(tree, volume, target, known)
     sources = list(dict.fromkeys(sources))
-    roots = [s for s in sources if tree.leads_to(s) is Kind.FOLDER and not tree.alike(s, target)]
+    roots = [
+        s for s in sources if tree.leads_to(s) is EntryKind.FOLDER and not tree.alike(s, target)
+    ]
     planner.target = target = planner.through(target, sources)
     planner.clear(sources)
     planner.visit(roots, target)
@@ -137,7 +140,10 @@ class _Planner:
     def through(self, place: Pure, sources: list[Pure]) -> Pure:
         """`place`; where that is a link to a real folder on the volume, that folder, so that links
         are made in it. Not one that holds a source or lies in one, and none twice on one way."""
-        if self.tree.kind(place) is not Kind.LINK or self.tree.leads_to(place) is not Kind.FOLDER:
+        if (
+            self.tree.kind(place) is not EntryKind.LINK
+            or self.tree.leads_to(place) is not EntryKind.FOLDER
+        ):
             return place
         real = self.tree.real(place)
         if real is None or not real.is_relative_to(self.volume) or real in self.inside:
@@ -150,7 +156,7 @@ class _Planner:
 
     def clear(self, sources: list[Pure]) -> None:
         """Remove our broken links, wherever in the target they are."""
-        if self.tree.kind(self.target) is Kind.LINK:
+        if self.tree.kind(self.target) is EntryKind.LINK:
             self._clear_if_ours(sources, self.target)
             return
         for name, kind in sorted(self.tree.entries(self.target).items()):
@@ -159,12 +165,12 @@ class _Planner:
             linked += [self.target / other for other in others]
             self._clear_below(linked, self.target / name, kind)
 
-    def _clear_below(self, sources: list[Pure], place: Pure, kind: Kind) -> None:
-        if kind is Kind.LINK:
+    def _clear_below(self, sources: list[Pure], place: Pure, kind: EntryKind) -> None:
+        if kind is EntryKind.LINK:
             self._clear_if_ours(sources, place)
             real = self.through(place, sources)
-            place, kind = real, kind if real == place else Kind.FOLDER
-        if kind is Kind.FOLDER:
+            place, kind = real, kind if real == place else EntryKind.FOLDER
+        if kind is EntryKind.FOLDER:
             self.inside.append(place)
             for name, below in sorted(self.tree.entries(place).items()):
                 self._clear_below([source / name for source in sources], place / name, below)
@@ -203,7 +209,7 @@ class _Planner:
             if not self.known or name in self.known:
                 continue
             unknown = list(claims.get(name, ()))
-            if self.tree.kind(self.target / name) is Kind.FOLDER:
+            if self.tree.kind(self.target / name) is EntryKind.FOLDER:
                 unknown.append(self.target / name)
             for other in others:
                 if unknown and other in self.known:
@@ -215,15 +221,17 @@ class _Planner:
             name
             for name, kind in sorted(self.tree.entries(source).items())
             if not name.startswith(".")
-            and (kind is not Kind.LINK or self.tree.leads_to(source / name))
+            and (kind is not EntryKind.LINK or self.tree.leads_to(source / name))
         ]
 
     def _enter(
         self, sources: list[Pure], place: Pure, claims: Mapping[str, list[Pure]]
-    ) -> Mapping[str, Kind] | None:
+    ) -> Mapping[str, EntryKind] | None:
         """The entries of `place` if links belong *in* it; None if it is settled as a whole."""
         kind = None if place in self.cleared else self.tree.kind(place)
-        if kind is Kind.FOLDER or (not sources and self.tree.leads_to(place) is Kind.FOLDER):
+        if kind is EntryKind.FOLDER or (
+            not sources and self.tree.leads_to(place) is EntryKind.FOLDER
+        ):
             entries = self.tree.entries(place)
             return {name: k for name, k in entries.items() if place / name not in self.cleared}
         if not sources:
@@ -238,15 +246,15 @@ class _Planner:
             self._claim([source], place, kind)
         return None
 
-    def _claim(self, claimants: list[Pure], place: Pure, kind: Kind | None) -> None:
+    def _claim(self, claimants: list[Pure], place: Pure, kind: EntryKind | None) -> None:
         """Show `claimants` at `place`, which is a `kind` now."""
-        folders = [c for c in claimants if self.tree.leads_to(c) is Kind.FOLDER]
+        folders = [c for c in claimants if self.tree.leads_to(c) is EntryKind.FOLDER]
         several = len(claimants) > 1
-        if kind is Kind.LINK and folders == claimants:
+        if kind is EntryKind.LINK and folders == claimants:
             real = self.through(place, folders)
-            if real != place and self.tree.kind(real) is Kind.FOLDER:
-                place, kind = real, Kind.FOLDER
-        if folders == claimants and (kind is Kind.FOLDER or (several and kind is None)):
+            if real != place and self.tree.kind(real) is EntryKind.FOLDER:
+                place, kind = real, EntryKind.FOLDER
+        if folders == claimants and (kind is EntryKind.FOLDER or (several and kind is None)):
             self.visit([f for f in folders if not self.tree.alike(f, place)], place)
             return
         if kind is None:
@@ -257,19 +265,16 @@ class _Planner:
         for claimant in claimants:
             self._compare(claimant, place, kind)
 
-    def _compare(self, source: Pure, place: Pure, kind: Kind) -> None:
+    def _compare(self, source: Pure, place: Pure, kind: EntryKind) -> None:
         text = self.tree.link_text(place)
-        if kind is Kind.LINK and text in (
-            "",
-            self._text(place, source),
-        ):  # gone meanwhile, or correct
-            return
+        if kind is EntryKind.LINK and text in ("", self._text(place, source)):
+            return  # gone meanwhile, or correct
         if self.tree.alike(source, place):
             return
-        dead_link = kind is Kind.LINK and self.tree.leads_to(place) is None
+        dead_link = kind is EntryKind.LINK and self.tree.leads_to(place) is None
         if dead_link:
             reason = f"a broken link that is not ours is there ({text})"
-        elif kind is Kind.LINK:
+        elif kind is EntryKind.LINK:
             reason = f"a link to something else is there ({text})"
         else:
             reason = f"a different {kind.value} has that name"
@@ -299,6 +304,6 @@ class _Planner:
                 twin, path = first.get(file), root / other / file
                 if twin is None or self.tree.alike(twin, path):
                     continue
-                if Kind.FOLDER not in (self.tree.leads_to(twin), self.tree.leads_to(path)):
+                if EntryKind.FOLDER not in (self.tree.leads_to(twin), self.tree.leads_to(path)):
                     reason = f"ComfyUI reads {name} and {other} as one category"
                     self.conflicts.append(Conflict(twin, path, reason))

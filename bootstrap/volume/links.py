@@ -16,7 +16,7 @@ from bootstrap.volume.find_comfyui import MODELS
 from bootstrap.volume.link_plan import (
     Action,
     Conflict,
-    Kind,
+    EntryKind,
     LinkPlan,
     MakeFolder,
     MakeLink,
@@ -38,22 +38,22 @@ _PASSES = 3
 class DiskTree:
     """`link_plan.Tree` over the real file system."""
 
-    def entries(self, folder: PurePosixPath) -> Mapping[str, Kind]:
+    def entries(self, folder: PurePosixPath) -> Mapping[str, EntryKind]:
         try:
             with os.scandir(folder) as entries:
                 return {entry.name: _kind_of(entry) for entry in entries}
         except OSError:
             return {}
 
-    def kind(self, path: PurePosixPath) -> Kind | None:
+    def kind(self, path: PurePosixPath) -> EntryKind | None:
         if os.path.islink(path):
-            return Kind.LINK
+            return EntryKind.LINK
         return self.leads_to(path)
 
-    def leads_to(self, path: PurePosixPath) -> Kind | None:
+    def leads_to(self, path: PurePosixPath) -> EntryKind | None:
         if os.path.isdir(path):
-            return Kind.FOLDER
-        return Kind.FILE if os.path.exists(path) else None
+            return EntryKind.FOLDER
+        return EntryKind.FILE if os.path.exists(path) else None
 
     def link_text(self, path: PurePosixPath) -> str:
         return link_text(path) or ""
@@ -181,10 +181,10 @@ def _remove_link(action: RemoveLink) -> bool:
     )
 
 
-def _kind_of(entry: os.DirEntry[str]) -> Kind:
+def _kind_of(entry: os.DirEntry[str]) -> EntryKind:
     if entry.is_symlink():
-        return Kind.LINK
-    return Kind.FOLDER if entry.is_dir(follow_symlinks=False) else Kind.FILE
+        return EntryKind.LINK
+    return EntryKind.FOLDER if entry.is_dir(follow_symlinks=False) else EntryKind.FILE
 
 
 def _sample(path: PurePosixPath, size: int) -> bytes:

@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from bootstrap.config import Settings
-from bootstrap.core.files import is_system_folder, list_folder
+from bootstrap.core.files import is_system_folder, list_folder, read_regular
+from bootstrap.core.findings import Finding, error
 from bootstrap.core.terminal import nearest
+from bootstrap.core.text import IN_ENDPOINT, printable, shell_quote
 from bootstrap.volume.categories import known_folders
 from bootstrap.volume.find_comfyui import (
     CUSTOM_NODES,
     MODELS,
     USUAL_ROOTS,
-    Found,
+    SearchResult,
     has_main,
     like_comfyui,
     on_this_mount,
@@ -33,7 +35,14 @@ _NETWORK = frozenset(
 # Local FUSE file systems; every other `fuse.*` counts as network.
 _LOCAL_FUSE = frozenset("fuse.fuse-overlayfs fuse.lxcfs fuse.gvfsd-fuse fuse.portal".split())
 _ESCAPED = re.compile(r"\\([0-7]{3})")
-COMFYUI = "ComfyUI"
+COMFYUI, CLI_ARGS = "ComfyUI", "comfy/cli_args.py"
+_MOST_SOURCE = 1 << 20
+CODES = {"volume.not_found": "There is no volume where it was expected"}
+_ATTACH = (
+    "Serverless > the endpoint > Manage > Edit Endpoint > Advanced > Network Volumes, then Save; "
+    "it must be in one of the endpoint's datacenters, and only workers started later have it. A "
+    "Pod gets a network volume only when it is deployed."
+)
 
 
 @dataclass(frozen=True)
@@ -166,6 +175,24 @@ class Layout:
         return self.home / "input"
 
 
+def no_volume(layout: Layout) -> Finding:
+    """The finding that nothing is at the root."""
+    root, meant = printable(str(layout.root)), None if layout.meant is None else str(layout.meant)
+    guess = f" Did you mean {printable(meant)}?" if meant else ""
+    message = f"There is no volume at {root}.{guess}"
+    return error("volume.not_found", message, attach_volume(meant), root=root)
+
+
+def attach_volume(meant: str | None) -> str:
+    """How to bring the volume to where it is looked for; `meant` is where it may be instead."""
+    if meant is None:
+        return (
+            f"Attach it: {_ATTACH} If it is mounted elsewhere, name that folder: VOLUME_PATH, or "
+            "the checker's argument."
+        )
+    return f"Set VOLUME_PATH={shell_quote(meant)} {IN_ENDPOINT}. If none is attached yet: {_ATTACH}"
+
+
 def volume_root(settings: Settings, usual_roots: tuple[Path, ...] = USUAL_ROOTS) -> Path:
     """Where the volume is mounted, or would be."""
     return settings.volume_path or _first_furnished(usual_roots)
@@ -202,7 +229,7 @@ def _place_of_comfyui(root: Path, asked: str | None) -> Path:
     return root if has_main(root) and _is_folder(root / "comfy") else usual
 
 
-def _with_image(root: Path, usual: Path, image: Path | None, found: Found) -> Layout:
+def _with_image(root: Path, usual: Path, image: Path | None, found: SearchResult) -> Layout:
     """The image's ComfyUI, if there is one, with the volume's models and custom nodes."""
     data = next(iter(found.data), usual)
     own = data / CUSTOM_NODES
@@ -277,20 +304,22 @@ def folders_known_to(comfyui: Path) -> frozenset[str]:
     `text_encoders`. Read as text, since importing it would need ComfyUI's packages. Empty if the
     file cannot be read.
     """
-    try:
-        source = (comfyui / "folder_paths.py").read_text("utf-8", "replace")
-    except OSError:
-        return frozenset()
+    source = source_of(comfyui, "folder_paths.py")
     return frozenset(re.findall(r"""models_dir,\s*["']([\w.-]+)["']""", source))
 
 
 def flags_known_to(comfyui: Path) -> frozenset[str]:
     """Flags in this ComfyUI's `comfy/cli_args.py`; empty if it cannot be read."""
-    try:
-        source = (comfyui / "comfy" / "cli_args.py").read_text("utf-8", "replace")
-    except OSError:
-        return frozenset()
+    source = source_of(comfyui, CLI_ARGS)
     return frozenset(re.findall(r"""["'](--[a-z][\w-]*)["']""", source))
+
+
+def source_of(comfyui: Path, name: str) -> str:
+    """The text of a file of its code; empty if it cannot be read."""
+    try:
+        return read_regular(comfyui / name, _MOST_SOURCE).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _first_furnished(roots: tuple[Path, ...]) -> Path:

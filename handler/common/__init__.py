@@ -1,3 +1,3 @@
 """Shared vocabulary: errors, deadlines, replies, and blocking calls with their limits."""
 
-__all__ = ["blocking", "calls", "errors", "media_types", "reply"]
+__all__ = ["blocking", "errors", "media_types", "reply"]

@@ -15,6 +15,9 @@ thread, which may hang in the kernel forever, is replaced while there are spare 
 threads the pool is `exhausted`: it still has its regular threads, but the worker takes no further
 jobs (`handler/sdk/job_slots.py`) and its health check says why.
 
+Work on the volume is also abandoned when the volume stops responding: a dead mount never answers,
+while a large file on a slow volume may take its time.
+
 Threads are daemons: `concurrent.futures` and `asyncio.to_thread` join theirs when the interpreter
 ends, and one call into a dead mount would keep the worker from ending.
 """
@@ -23,14 +26,29 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import errno
+import os
 import threading
+import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from bootstrap.core.findings import Finding, error
+from handler.common.errors import VolumeSilentError
 
 T = TypeVar("T")
 _IDLE_SECONDS = 30.0
+_LOOK_EVERY = 3.0
+# How long a volume that responds may take to answer.
+RESPONSE_SECONDS = 2.0
+CODES = {
+    "worker.threads_exhausted": "Too many calls of earlier jobs hang; no more jobs are taken",
+}
 _in_a_leaf = threading.local()
 
 
@@ -120,8 +138,14 @@ class Pool:
         if self._idle >= len(self._queue):
             self._changed.notify()
         elif self._alive < self._threads + min(self._hanging(), self._spare):
-            self._alive += 1
-            threading.Thread(target=self._work, name=self.name, daemon=True).start()
+            try:
+                threading.Thread(target=self._work, name=self.name, daemon=True).start()
+            except RuntimeError:  # the system refuses a thread; the others take the call
+                if not self._alive:
+                    self._queue.clear()
+                    raise
+            else:
+                self._alive += 1
 
     def _hanging(self) -> int:
         return sum(call.abandoned for call in self._running)
@@ -214,3 +238,105 @@ async def is_set_within(event: asyncio.Event, seconds: float) -> bool:
     finally:
         waiting.cancel()
     return bool(done)
+
+
+class NoResponse(OSError):
+    """The volume does not respond; `strerror` says so."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(errno.ETIMEDOUT, f"the volume does not respond ({root})")
+
+
+class VolumeWatchdog:
+    """Checks whether the volume at `root` responds while jobs use it. One per worker."""
+
+    def __init__(self, root: Path, pool: Pool) -> None:
+        """Everything that touches the volume runs in `pool`."""
+        self._root = root
+        self.pool = pool
+        self._asked: Future[bool] | None = None
+        self._asked_at = 0.0
+
+    async def responds(self) -> bool:
+        """Does it respond within two seconds? While an earlier check is unanswered, the answer is
+        no, without another check: each one occupies a thread as long as the volume hangs."""
+        if self._asked is None or self._asked.done():
+            self._asked_at = time.monotonic()
+            self._asked = self.pool.submit(self._ask)
+        try:
+            await result_within(self._asked, self._asked_at + RESPONSE_SECONDS - time.monotonic())
+        except TimeUp:
+            return False
+        return True
+
+    async def call(self, work: Callable[[], T], seconds: float) -> T:
+        """Run `work`, which uses the volume. Raises NoResponse if the volume does not respond, and
+        TimeUp after `seconds`; `work` then continues when the volume responds again.
+        """
+        if self._asked is not None and not self._asked.done() and not await self.responds():
+            raise NoResponse(self._root)
+        working = self.pool.submit(work)
+        end = time.monotonic() + seconds
+        try:
+            while True:
+                left = end - time.monotonic()
+                try:
+                    return await result_within(working, min(_LOOK_EVERY, left))
+                except TimeUp:
+                    if left <= _LOOK_EVERY:
+                        raise
+                if not (await self.responds() or working.done()):
+                    raise NoResponse(self._root)
+        finally:
+            if not working.done():
+                self.pool.abandon(working)
+
+    async def call_or_fail(self, work: Callable[[], T], seconds: float) -> T:
+        """`call`, for a job that cannot continue without it. Raises JobError if the volume does not
+        respond."""
+        try:
+            return await self.call(work, seconds)
+        except NoResponse as problem:
+            said = f"This job needs the volume, and {problem.strerror}."
+            raise VolumeSilentError(said) from None
+
+    def _ask(self) -> bool:
+        """Stat a name that cannot be cached from an earlier check."""
+        return os.path.lexists(self._root / f".{uuid.uuid4().hex}")
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The pools: `local` for disk and encoding, `network` for uploads and inputs, `control` for
+    ComfyUI's process and diagnostics, `volume`; and background work."""
+
+    volume: VolumeWatchdog
+    local: Pool = field(default_factory=lambda: Pool("local", 8, 8))
+    network: Pool = field(default_factory=lambda: Pool("network", 12, 12))
+    control: Pool = field(default_factory=lambda: Pool("control", 6, 6))
+    background: Background = field(default_factory=Background)
+
+    @classmethod
+    def on(cls, volume: Path) -> Calls:
+        """For a worker whose volume is mounted there."""
+        return cls(VolumeWatchdog(volume, Pool("volume", 12, 12)))
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """All of them."""
+        return (self.local, self.network, self.control, self.volume.pool)
+
+    def fault(self) -> Finding | None:
+        """The finding about a pool without spare threads."""
+        full = next((pool for pool in self.pools if pool.exhausted), None)
+        if full is None:
+            return None
+        return error(
+            "worker.threads_exhausted",
+            f"{full.hanging} calls of earlier jobs hang in the pool {full.name!r}, so no further "
+            "job is taken.",
+            "Look at the log: usually the volume does not respond, or a server sends too slowly. "
+            "The worker exits when its jobs are answered, and Runpod starts another.",
+            pool=full.name,
+            hanging=full.hanging,
+        )

@@ -7,7 +7,7 @@ from handler.execution.node_progress import ProgressUpdate
 from handler.execution.prompt_run import run_prompt
 from handler.execution.queue import Prompt, PromptQueue, PromptResult
 from handler.execution.recovery import ComfyRecovery, MemoryRelief
-from handler.execution.validation import UnknownNode, hint_for, with_origins
+from handler.execution.refusal import UnknownNode, hint_for, with_origins
 
 __all__ = [
     "ComfyRecovery",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +12,7 @@ from urllib.parse import quote
 import aiohttp
 
 from bootstrap.comfyui import ComfyUI, prompt_hooks
+from handler.common.blocking import VolumeWatchdog
 from handler.common.errors import Deadline
 from handler.execution.history import read_entry
 
@@ -28,6 +29,9 @@ _AT_ONCE = 0.2
 # gets twice the time.
 _LOOK_SECONDS, _IDLE_CPU_SECONDS, _IDLE_LOOKS = 3.0, 0.05, 3
 _PATIENT_LOOKS, _LONGEST_LOOK = 6, 30.0
+# A volume may stall for a while, and the job has already cost something, so this many checks in a
+# row, at least two seconds apart; answering them costs ComfyUI a little CPU time.
+STALL_LOOKS, _ASKED_CPU_SECONDS = 8, 0.1
 # How long a cancelled prompt may take to end; the rest of two seconds is for killing ComfyUI.
 _LET_GO_SECONDS = 1.5
 # The same for prompts that its nodes queued, and theirs; if there are still more, ComfyUI is
@@ -40,7 +44,7 @@ class Unreachable(Exception):
 
 
 class Refused(Exception):
-    """ComfyUI answered with a status other than 200 and `body`."""
+    """ComfyUI answered with a status other than 200, or `body` is not a JSON object."""
 
     def __init__(self, status: int, body: Any) -> None:
         super().__init__(f"status {status}: {str(body)[:300]}")
@@ -65,7 +69,7 @@ class ComfyClient:
         extra_data: Mapping[str, Any],
         targets: Sequence[str] | None = None,
         rerun: Sequence[str] = (),
-    ) -> tuple[str, Any]:
+    ) -> tuple[str, Mapping[str, Any]]:
         """Queue a workflow; returns (prompt id, errors of nodes that were left out)."""
         mark = {prompt_hooks.MARK: {"rerun": list(rerun)}}
         body = {"prompt": workflow, "client_id": client_id, "prompt_id": prompt_id}
@@ -134,11 +138,33 @@ class ComfyClient:
                 method, self._url + path, json=body, timeout=limit
             ) as answer:
                 content = _content(await answer.read())
-                if answer.status != 200:
+                if answer.status != 200 or not isinstance(content, dict):
                     raise Refused(answer.status, content)
                 return content
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as problem:
             raise Unreachable(f"{method} {path}: {problem or type(problem).__name__}") from problem
+
+
+class VolumeStallDetector:
+    """Detects a ComfyUI that waits for a volume that has stopped responding: a node that opens a
+    model there hangs in the kernel, while ComfyUI's server answers and its log is quiet."""
+
+    def __init__(self, cpu_seconds: Callable[[], float | None], volume: VolumeWatchdog) -> None:
+        """`cpu_seconds` is what ComfyUI has used so far; None if unknown."""
+        self._cpu_seconds = cpu_seconds
+        self._volume = volume
+        self._used: float | None = None
+        self._seen = 0
+
+    async def is_stalled(self) -> bool:
+        """Call it every few seconds while a prompt runs: has ComfyUI computed nothing, and the
+        volume not responded, for too long?"""
+        used, before = self._cpu_seconds(), self._used
+        self._used = used
+        idle = used is not None and before is not None and used - before <= _ASKED_CPU_SECONDS
+        waits = idle and not await self._volume.responds()
+        self._seen = self._seen + 1 if waits else 0
+        return self._seen >= STALL_LOOKS
 
 
 class KnownClasses:

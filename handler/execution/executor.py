@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from bootstrap.comfyui import ComfyUI
-from handler.common.blocking import TimeUp
-from handler.common.calls import Calls
+from handler.common.blocking import Calls, TimeUp
 from handler.common.errors import ComfyBroken, Deadline, JobError, OutOfMemory
 from handler.execution.comfy_client import KnownClasses, Refused, Unreachable, connect
 from handler.execution.history import lost_error

@@ -125,7 +125,11 @@ def _failure(status: Mapping[str, Any], messages: Mapping[str, Any]) -> JobError
     if "execution_interrupted" in messages:
         return _stopped(messages["execution_interrupted"])
     if status.get("status_str") == "error":
-        return NodeFailed("job.node_failed", "ComfyUI reports an error without a message.", "")
+        return NodeFailed(
+            "job.node_failed",
+            "ComfyUI reports an error without a message.",
+            "Its log says more: `comfyui-worker submit --diagnostics` shows the end of it.",
+        )
     return None
 
 

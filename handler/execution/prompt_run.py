@@ -6,14 +6,15 @@ import asyncio
 import logging
 import time
 import uuid
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from bootstrap.comfyui import ComfyUI, Exit
-from handler.common.blocking import is_set_within
-from handler.common.calls import Calls, VolumeStallDetector
+from handler.common.blocking import Calls, is_set_within
 from handler.common.errors import (
     ComfyUnreachable,
     Deadline,
@@ -22,12 +23,13 @@ from handler.common.errors import (
     VolumeSilentError,
     timeout_error,
 )
-from handler.execution import history, validation
+from handler.execution import history, refusal
 from handler.execution.comfy_client import (
     ComfyClient,
     KnownClasses,
     Refused,
     Unreachable,
+    VolumeStallDetector,
     connect,
     fetch_history,
     remove_prompts,
@@ -52,6 +54,7 @@ _UNRESPONSIVE_SECONDS = 10.0
 _REFUSALS = 3
 # So many lists of allowed values are looked up for one error.
 _MOST_LISTS = 5
+_WARNING_SECONDS = 2.0
 _DEAD_GRACE_SECONDS = 1.0
 # By then ComfyUI's process is killed, wherever it hangs.
 STOP_SECONDS = 20.0
@@ -79,7 +82,9 @@ async def run_prompt(
             result = await run.to_end()
             entry.ended(result.history.ended_at)
             return result
-        except (asyncio.CancelledError, JobError) as problem:
+        except PromptLost:
+            raise
+        except (asyncio.CancelledError, Exception) as problem:
             if entry.is_head and entry.state is not EntryState.WAITING:
                 entry.ended(time.time())
             if not isinstance(problem, JobError) or isinstance(problem, _GOES_ON):
@@ -134,14 +139,17 @@ class _Run:
             if not (submitting.done() or self.reachable):
                 submitting.cancel()
                 await self._give_up()
-            warnings = await submitting
+            left_out = await submitting
             ended = await self._watch_all()
+            warnings = await self._left_out_warnings(left_out)
         except _EndedUnnoticed as ran:
             warnings, ended = [], ran.ended
         finally:
             submitting.cancel()
             listening.cancel()
-            await asyncio.gather(submitting, listening, return_exceptions=True)
+            _, problem = await asyncio.gather(submitting, listening, return_exceptions=True)
+            if isinstance(problem, Exception):
+                _log.error("progress was no longer reported", exc_info=problem)
         seconds = ended.seconds(at_most=time.monotonic() - start)
         warnings += ended.warnings
         return PromptResult(ended, warnings, ended.started_at or submitted, seconds)
@@ -160,7 +168,8 @@ class _Run:
     def _process_is_gone(self) -> bool:
         return self.comfyui.starts != self.generation or self.comfyui.ended() is not None
 
-    async def _submit(self) -> list[str]:
+    async def _submit(self) -> Mapping[str, Any]:
+        """The errors of the nodes that ComfyUI leaves out. Raises the reason if it takes none."""
         early = not self.entry.is_head
         try:
             self.prompt_id, left_out = await self.client.submit(
@@ -171,8 +180,8 @@ class _Run:
                 self.prompt.targets,
                 self.prompt.rerun,
             )
-        except Refused as refusal:
-            raise await self._refused(refusal) from None
+        except Refused as answer:
+            raise await self._refused(answer) from None
         except Unreachable as problem:
             if early or not self.reachable:
                 await self._give_up()
@@ -180,7 +189,15 @@ class _Run:
         self.entry.submitted()
         if not self.progress.started:
             self.prompt.on_progress(ProgressUpdate(QUEUED))
-        return validation.left_out_warnings(
+        return left_out
+
+    async def _left_out_warnings(self, left_out: Mapping[str, Any]) -> list[str]:
+        if not left_out:
+            return []
+        filling = self._fill_in_choices({"node_errors": left_out})
+        with suppress(asyncio.TimeoutError):  # the job is done, and must not wait for a warning
+            await asyncio.wait_for(filling, _WARNING_SECONDS)
+        return refusal.left_out_warnings(
             left_out, self.prompt.workflow, self.models, self.prompt.hints
         )
 
@@ -196,18 +213,22 @@ class _Run:
             raise _EndedUnnoticed(ended)
         raise PromptLost
 
-    async def _refused(self, refusal: Refused) -> JobError:
+    async def _refused(self, answer: Refused) -> JobError:
         known: list[str] = []
-        if validation.refused_class(refusal.body) is not None:
+        if refusal.unknown_class(answer.body) is not None:
             known = await self.known.names(self.client, self.comfyui.starts)
+        await self._fill_in_choices(answer.body)
+        return refusal.explain(
+            answer.body, self.prompt.workflow, known, self.models, self.prompt.hints
+        )
+
+    async def _fill_in_choices(self, body: Any) -> None:
+        """Put the lists into it that are too long for ComfyUI to report."""
         configs: dict[str, dict[str, Any]] = {}
-        for class_type, extra in islice(validation.without_choices(refusal.body), _MOST_LISTS):
+        for class_type, extra in islice(refusal.without_choices(body), _MOST_LISTS):
             if class_type not in configs:
                 configs[class_type] = await self.client.input_configs(class_type)
             extra["input_config"] = configs[class_type].get(str(extra.get("input_name")))
-        return validation.explain(
-            refusal.body, self.prompt.workflow, known, self.models, self.prompt.hints
-        )
 
     async def _watch_all(self) -> history.HistoryEntry:
         """Watch the prompt to its end, and those that its nodes queue: they run right after it, and

@@ -21,7 +21,7 @@ from bootstrap.net.addresses import AddressPolicy, shown, take_apart
 from bootstrap.net.http import Channel, Reply
 from handler.common.blocking import Pool, TimeUp, gather_all
 from handler.common.errors import Deadline, JobError
-from handler.request.fields import PUBLIC_FIX
+from handler.request.options import PUBLIC_FIX
 
 _AT_ONCE = 4
 _ATTEMPTS = 2
@@ -59,7 +59,8 @@ class Fetcher:
         self._bucket = bucket
         self._readable = settings.bucket_inputs
         self._max_mb = settings.max_input_mb
-        self._limit = Deadline(min(settings.input_timeout, deadline.remaining))
+        self._timeout = settings.input_timeout
+        self._deadline = self._limit = deadline
         self._policy = AddressPolicy(allow_private=settings.allow_private_urls)
         self._network = network
         self._at_once = asyncio.Semaphore(_AT_ONCE)
@@ -71,7 +72,9 @@ class Fetcher:
 
     async def fetch(self, remote: Sequence[RemoteFile]) -> None:
         """Write every file. Raises JobError for the first that fails, and stops the others; OSError
-        if a file cannot be written."""
+        if a file cannot be written. INPUT_TIMEOUT starts now: the job may have waited for models
+        before."""
+        self._limit = Deadline(min(self._timeout, self._deadline.remaining))
         await gather_all(self._fetch_one(one) for one in remote)
 
     async def _fetch_one(self, remote: RemoteFile) -> None:

@@ -24,7 +24,7 @@ from bootstrap.core.concurrency import WorkerPool
 from bootstrap.core.files import Stamp, replacing
 from bootstrap.volume import Layout
 from bootstrap.volume.find_comfyui import USUAL_ROOTS
-from handler.common.calls import VolumeWatchdog
+from handler.common.blocking import VolumeWatchdog
 from handler.common.errors import Deadline, JobError, short
 from handler.request.references import NamedFile, is_folder_input, named_files, replace_texts
 from handler.request.workflow import Workflow
@@ -69,6 +69,7 @@ class VolumeInputs:
         self._folder = folder
         self._clock = clock
         self._copies: dict[Path, _Copy] = {}
+        self._users: set[str] = set()
         self._lock = threading.Lock()
 
     async def ensure_copies(self, workflow: Workflow, user: str, deadline: Deadline) -> None:
@@ -77,17 +78,19 @@ class VolumeInputs:
         upload loader names anything outside its folders, there is no space for a copy, or the
         volume does not respond; and TimeUp.
         """
-        named = list(dict.fromkeys(map(self._as_here, named_files(workflow))))
+        named = list(dict.fromkeys(map(self._from_mount, named_files(workflow))))
         for file in named:
             if file.by_loader and file.outside:
                 raise _outside(file)
         if named:
+            with self._lock:
+                self._users.add(user)
             texts = await self._volume.call_or_fail(
-                lambda: self._ensure_all(named, user, deadline), deadline.remaining
+                lambda: self._ensure_all(named, user), deadline.remaining
             )
             replace_texts(workflow, texts)
 
-    def _as_here(self, file: NamedFile) -> NamedFile:
+    def _from_mount(self, file: NamedFile) -> NamedFile:
         """A full path in the volume's input or output folder, by any mount point, in ComfyUI's
         form."""
         folders = (("input", self._layout.input), ("output", self._layout.output))
@@ -98,16 +101,16 @@ class VolumeInputs:
                     return replace(file, path=file.path[len(home) :], folder=folder)
         return file
 
-    def _ensure_all(self, named: list[NamedFile], user: str, deadline: Deadline) -> dict[str, str]:
+    def _ensure_all(self, named: list[NamedFile], user: str) -> dict[str, str]:
         """The workflow's texts and their replacements."""
         texts: dict[str, str] = {}
         for file in named:
-            new = self._elsewhere(file) if file.outside else self._brought(file, user, deadline)
+            new = self._translated(file) if file.outside else self._copied(file, user)
             if new is not None and new != file.text:
                 texts[file.text] = new
         return texts
 
-    def _elsewhere(self, file: NamedFile) -> str | None:
+    def _translated(self, file: NamedFile) -> str | None:
         """A path through another mount point, translated to this one."""
         for other in self._other_roots:
             if file.path.startswith(f"{other}/") and not os.path.lexists(file.path):
@@ -115,7 +118,7 @@ class VolumeInputs:
                 return str(here) if os.path.exists(here) else None
         return None
 
-    def _brought(self, file: NamedFile, user: str, deadline: Deadline) -> str | None:
+    def _copied(self, file: NamedFile, user: str) -> str | None:
         """ComfyUI's name for the copy; None if there is nothing to copy. Other names cost one call,
         a round trip to the volume."""
         if file.folder == "temp" or file.path in ("", "."):
@@ -132,29 +135,23 @@ class VolumeInputs:
         name = file.path if file.folder == "input" else posixpath.join(_RESULTS, file.path)
         if found == "folder":
             files = dict(_files_below(source, root))
-            self._ensure_folder(source, files, self._folder / name, (user, deadline))
+            self._ensure_folder(source, files, self._folder / name, user)
         else:
             self._ensure(source, self._folder / name, user)
         if "\\" not in file.text and not file.by_loader and file.folder == "input":
             return None  # its node may interpret the spelling further
         return name
 
-    def _ensure_folder(
-        self, source: Path, files: dict[str, int], target: Path, job: tuple[str, Deadline]
-    ) -> None:
-        user, deadline = job
+    def _ensure_folder(self, source: Path, files: dict[str, int], target: Path, user: str) -> None:
         self._check_room(source, files)
         try:
             target.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise _not_stored(source, target.parent, problem.strerror) from None
         self._forget_others(target, {target / path for path in files})
-
-        def bring(path: str) -> None:
-            if not deadline.expired:
-                self._ensure(source / path, target / path, user)
-
-        WorkerPool(_AT_ONCE).run([partial(bring, path) for path in files])
+        WorkerPool(_AT_ONCE).run(
+            [partial(self._ensure, source / path, target / path, user) for path in files]
+        )
 
     def _check_room(self, source: Path, files: dict[str, int]) -> None:
         """Raises JobError if the folder does not fit on the local disk."""
@@ -179,6 +176,7 @@ class VolumeInputs:
     def release(self, user: str) -> None:
         """The job has ended; remove copies beyond the limits. Blocks on local disk."""
         with self._lock:
+            self._users.discard(user)
             for copy in self._copies.values():
                 if user in copy.users:
                     copy.users.remove(user)
@@ -187,7 +185,10 @@ class VolumeInputs:
                 self._remove(path)
 
     def _ensure(self, source: Path, target: Path, user: str) -> None:
+        """Make the copy, unless its job has ended meanwhile: the volume may have been silent."""
         with self._lock:
+            if user not in self._users:
+                return
             copy = self._copies.setdefault(target, _Copy())
             copy.users.add(user)
         with copy.being_made:  # one job at a time, so that none uses an incomplete copy
@@ -227,13 +228,14 @@ def _files_below(folder: Path, root: Path) -> Iterator[tuple[str, int]]:
     while pending:
         with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
             for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-                elif entry.is_file() and (
-                    not entry.is_symlink() or Path(os.path.realpath(entry)).is_relative_to(root)
-                ):
-                    yield os.path.relpath(entry.path, folder), entry.stat().st_size
-                    count += 1
+                with contextlib.suppress(OSError):  # removed meanwhile, or a link to itself
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+                    elif entry.is_file() and (
+                        not entry.is_symlink() or Path(os.path.realpath(entry)).is_relative_to(root)
+                    ):
+                        yield os.path.relpath(entry.path, folder), entry.stat().st_size
+                        count += 1
                 if count > _MOST_FILES:
                     return
 

@@ -10,10 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from bootstrap.boot import Serving, Stage
-from bootstrap.config import Settings
 from bootstrap.core.files import read_regular
 from bootstrap.core.findings import Finding, ok, warning
-from bootstrap.models.prefetch import Recent
+from bootstrap.models.prefetch import UsageRecord
 from bootstrap.volume import Layout
 from handler.common.errors import Deadline, JobError, timeout_error
 from handler.models.prefetch import find_model
@@ -28,16 +27,20 @@ CODES = {
 LAST = "last"
 _MOST_BYTES = 32 * 1024 * 1024
 _SMALL_SIDE = 64
+_USER = "warm-up"
 _FEWEST = {"steps": 1, "batch_size": 1, "length": 1}
 
 
 class WarmUp:
-    """The warm-up of WARMUP_WORKFLOW; does nothing if it is not set."""
+    """The warm-up with `workflow`, a value of WARMUP_WORKFLOW."""
 
-    def models(self, settings: Settings, layout: Layout, recent: Recent) -> Sequence[Path]:
+    def __init__(self, workflow: str) -> None:
+        self._setting = workflow
+
+    def models(self, layout: Layout, recent: UsageRecord) -> Sequence[Path]:
         """The model files that the workflow names."""
         try:
-            workflow = _configured(settings, layout, recent)
+            workflow = self._workflow(layout, recent)
         except JobError:
             return ()  # reported when it runs
         named = named_models(workflow) if workflow is not None else ()
@@ -46,11 +49,8 @@ class WarmUp:
 
     def run(self, serving: Serving, row: Stage) -> Sequence[Finding]:
         """Run the workflow within WARMUP_TIMEOUT."""
-        if serving.settings.warmup_workflow is None:
-            row.note = "no WARMUP_WORKFLOW"
-            return []
         try:
-            workflow = _configured(serving.settings, serving.layout, serving.recent)
+            workflow = self._workflow(serving.layout, serving.recent)
             if workflow is None:
                 row.note = "nothing to repeat yet"
                 return [_none_yet()]
@@ -61,6 +61,17 @@ class WarmUp:
         finally:
             _discard_outputs(serving.work.output)
         return [ok("warmup.done", f"The warm-up ran ({len(workflow)} nodes).")]
+
+    def _workflow(self, layout: Layout, recent: UsageRecord) -> Workflow | None:
+        """The configured workflow; None if it is the last one and there is none yet. Raises
+        JobError."""
+        setting = self._setting
+        if setting.lower() == LAST:
+            last = recent.workflow()
+            return None if last is None else made_small(read_workflow(last))
+        if setting.lstrip().startswith("{"):
+            return read_workflow(setting)
+        return read_workflow(_text_of(layout.root / setting))
 
 
 def made_small(workflow: Workflow) -> Workflow:
@@ -81,8 +92,7 @@ def _run(serving: Serving, workflow: Workflow) -> None:
     """Imports are here so that they do not delay ComfyUI's start."""
     import asyncio
 
-    from handler.common.blocking import TimeUp
-    from handler.common.calls import Calls
+    from handler.common.blocking import Calls, TimeUp
     from handler.execution import KnownClasses, Prompt, PromptQueue, PromptResult, run_prompt
     from handler.inputs import VolumeInputs
 
@@ -92,7 +102,7 @@ def _run(serving: Serving, workflow: Workflow) -> None:
     inputs = VolumeInputs(layout, serving.work.input, calls.volume)
 
     async def run() -> PromptResult:
-        await inputs.ensure_copies(workflow, "warm-up", deadline)
+        await inputs.ensure_copies(workflow, _USER, deadline)
         async with PromptQueue().enter(deadline) as entry:
             return await run_prompt(
                 *(comfyui, Prompt(workflow), entry, layout.models, KnownClasses(), calls),
@@ -103,21 +113,10 @@ def _run(serving: Serving, workflow: Workflow) -> None:
         result = asyncio.run(run())
     except TimeUp:
         raise timeout_error(deadline, "the warm-up was still running") from None
+    finally:
+        inputs.release(_USER)
     if result.history.failure is not None:
         raise result.history.failure
-
-
-def _configured(settings: Settings, layout: Layout, recent: Recent) -> Workflow | None:
-    """The configured workflow; None if there is none. Raises JobError."""
-    setting = settings.warmup_workflow
-    if setting is None:
-        return None
-    if setting.lower() == LAST:
-        last = recent.workflow()
-        return None if last is None else made_small(read_workflow(last))
-    if setting.lstrip().startswith("{"):
-        return read_workflow(setting)
-    return read_workflow(_text_of(layout.root / setting))
 
 
 def _text_of(path: Path) -> str:

@@ -22,11 +22,10 @@ from bootstrap.core.findings import Finding, errors_in
 from bootstrap.core.redact import withheld
 from bootstrap.core.text import pluralize, summarize_list
 from bootstrap.doctor import Facts, Scope, bounded, examine, report_json
-from bootstrap.models.installed import cached_models
+from bootstrap.models.provisioner import cached_models
 from bootstrap.volume import MODELS
 from handler.common import reply
-from handler.common.blocking import TimeUp
-from handler.common.calls import Calls
+from handler.common.blocking import Calls, TimeUp
 from handler.common.errors import JobError, VolumeSilentError
 from handler.jobs.workflow_job import WorkflowJobs
 from handler.models.on_demand import ModelSupply
@@ -324,7 +323,7 @@ def _state(comfyui: ComfyUI) -> dict[str, Any]:
         "answers": running and is_answering(comfyui, _ANSWER_SECONDS),
         "port": comfyui.port,
         "starts": comfyui.starts,
-        "exits": [_exit(exit) for exit in comfyui.exits[-5:]],
+        "exits": [_exit(exit) for exit in comfyui.exits],
         "log": comfyui.log_tail(_LOG_LINES),
     }
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bootstrap.boot import Serving
+from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
 from bootstrap.core.findings import Finding
 from bootstrap.nodes.node_map import where_nodes_are
-from handler.common.blocking import TimeUp
-from handler.common.calls import Calls, volume_fault
-from handler.common.errors import Deadline, JobError, timeout_error
+from bootstrap.volume import Layout
+from handler.common.blocking import RESPONSE_SECONDS, Calls, TimeUp
+from handler.common.errors import (
+    VOLUME_FIX,
+    Deadline,
+    JobError,
+    VolumeSilentError,
+    timeout_error,
+)
 from handler.execution import (
     ComfyRecovery,
     KnownClasses,
@@ -29,15 +37,27 @@ from handler.execution import (
     with_withheld,
 )
 from handler.inputs import Fetcher, JobInputs, VolumeInputs, missing_inputs
-from handler.jobs.previews import Previews
 from handler.jobs.warmup import LAST
 from handler.models.on_demand import ModelSupply, Supplied
 from handler.models.prefetch import JobPrefetch, ModelPrefetcher
-from handler.outputs import GRACE_SECONDS, Delivery, DeliveryOptions, JobOutputs, Produced, produced
+from handler.outputs import (
+    GRACE_SECONDS,
+    Delivery,
+    DeliveryOptions,
+    JobOutputs,
+    Previews,
+    Produced,
+    produced,
+)
 from handler.request.parse import WorkflowRequest
+from handler.request.workflow import Workflow
 from handler.sdk.progress import Progress, has_control_plane
 from handler.sdk.shutdown import JobHandle
 
+CODES = {
+    # volume.silent is the doctor's code
+    "volume.gone": "The volume was there when the worker started, but no longer is",
+}
 # As many digits as the real number may have, which is known only after the reply's size.
 _ROOM_FOR_TOTAL = 99999.999
 _DELIVERING = "delivering"
@@ -47,16 +67,25 @@ _REPORTED_WAIT = 0.05
 _UNTIL_POSTED = 0.2
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Job:
+    """A job in progress. `inputs` is None if it has no input files."""
+
+    request: WorkflowRequest
     outputs: JobOutputs
     progress: Progress
     handle: JobHandle
     previews: Previews
+    inputs: JobInputs | None
+    prefetch: JobPrefetch
 
     @property
-    def options(self) -> DeliveryOptions:
-        return self.outputs.options
+    def workflow(self) -> Workflow:
+        return self.request.workflow
+
+    @property
+    def deadline(self) -> Deadline:
+        return self.outputs.options.deadline
 
 
 class WorkflowJobs:
@@ -67,8 +96,8 @@ class WorkflowJobs:
         serving: Serving,
         supply: ModelSupply | None,
         calls: Calls,
-        faults: Sequence[Finding] = (),
-        withheld: Sequence[str] = (),
+        faults: Sequence[Finding],
+        withheld: Sequence[str],
     ) -> None:
         """`faults` are the boot's; `withheld` are the names of variables that are withheld from
         ComfyUI."""
@@ -117,79 +146,93 @@ class WorkflowJobs:
     async def _run(
         self, request: WorkflowRequest, progress: Progress, handle: JobHandle
     ) -> dict[str, Any]:
-        deadline = handle.deadline = Deadline(request.max_wait)
-        job_tag = uuid.uuid4().hex[:12]
-        options = DeliveryOptions(job_tag, deadline, request.output, request.bucket)
-        previews = Previews(request.progress, progress, self._calls.local)
-        job = _Job(self._delivery.begin(options), progress, handle, previews)
-        fetcher = Fetcher(self._settings, deadline, self._calls.network, request.bucket)
-        inputs = JobInputs(
-            self._work.input, job_tag, fetcher, self._shared_inputs, self._calls.local
-        )
-        self._uncomputed.add(handle)
-        prefetch = self._prefetcher.begin(request.workflow)
-        has_inputs = inputs.has_files(request.files, request.workflow)
+        job = self._begin(request, progress, handle)
         try:
-            handle.stage = "its models and input files were not there yet"
-            request, supplied = await self._supplied(request, deadline, progress)
-            if supplied.renamed:
-                prefetch.end()
-                prefetch = self._prefetcher.begin(request.workflow)
-            hints = supplied.hints
-            if has_inputs:
-                hints = (*hints, *await self._place(request, inputs, deadline))
-            handle.stage = "the workflow was still running"
-            result, items, notes = await self._produce(request, job, hints)
+            return await self._answer(job)
+        except Exception as problem:
             self._computed(handle)
-            handle.stage = "its results were not delivered yet"
-            warnings = [*request.warnings, *result.warnings, *notes]
-            timings = {"execution": round(result.seconds, 3), **prefetch.timings()}
-            if supplied.seconds:
-                timings["models"] = round(supplied.seconds, 3)
-            if deadline.paused >= _REPORTED_WAIT:
-                timings["waited"] = round(deadline.paused, 3)
-            with _reported_when_long(progress):
-                answer = await self._reply(items, job, warnings, timings, request.seeds)
-            self._calls.background.add(self._remember(request, prefetch))
-            return answer
-        except (JobError, TimeUp) as problem:
-            self._computed(handle)
-            if isinstance(problem, TimeUp):
-                problem = timeout_error(deadline, handle.stage)
             await self._delivery.keep_rest(job.outputs)
-            raise await self._explained(problem, request) from None
+            if isinstance(problem, TimeUp):
+                problem = timeout_error(job.deadline, handle.stage)
+            if not isinstance(problem, JobError):
+                raise
+            raise await self._explained(problem, job.workflow) from None
         except asyncio.CancelledError:
             await asyncio.shield(self._delivery.keep_rest(job.outputs))
             raise
         finally:
             self._uncomputed.discard(handle)
-            previews.end()
-            prefetch.end()
-            if has_inputs:
-                with suppress(TimeUp):
-                    await asyncio.shield(self._calls.local.run(inputs.remove, GRACE_SECONDS))
+            job.previews.end()
+            job.prefetch.end()
+            if job.inputs is not None:
+                with suppress(TimeUp, OSError):
+                    removing = self._calls.local.run(job.inputs.remove, GRACE_SECONDS)
+                    await asyncio.shield(removing)
 
-    async def _supplied(
-        self, request: WorkflowRequest, deadline: Deadline, progress: Progress
-    ) -> tuple[WorkflowRequest, Supplied]:
-        """The request, once its models from the manifest or by address are there."""
+    def _begin(self, request: WorkflowRequest, progress: Progress, handle: JobHandle) -> _Job:
+        deadline = handle.deadline = Deadline(request.max_wait)
+        job_tag, local = uuid.uuid4().hex[:12], self._calls.local
+        inputs = None
+        if JobInputs.has_files(request.files, request.workflow):
+            fetcher = Fetcher(self._settings, deadline, self._calls.network, request.bucket)
+            inputs = JobInputs(self._work.input, job_tag, fetcher, self._shared_inputs, local)
+        options = DeliveryOptions(job_tag, deadline, request.output, request.bucket)
+        job = _Job(
+            request,
+            self._delivery.begin(options),
+            progress,
+            handle,
+            Previews(request.progress, progress.preview, local),
+            inputs,
+            self._prefetcher.begin(request.workflow),
+        )
+        self._uncomputed.add(handle)
+        return job
+
+    async def _answer(self, job: _Job) -> dict[str, Any]:
+        job.handle.stage = "its models and input files were not there yet"
+        supplied = await self._supply_models(job)
+        hints = [*supplied.hints, *await self._place_inputs(job)]
+        job.handle.stage = "the workflow was still running"
+        result, items, notes = await self._produce(job, hints)
+        self._computed(job.handle)
+        job.handle.stage = "its results were not delivered yet"
+        warnings = [*job.request.warnings, *result.warnings, *notes]
+        timings = {"execution": round(result.seconds, 3), **job.prefetch.timings()}
+        if supplied.seconds:
+            timings["models"] = round(supplied.seconds, 3)
+        if job.deadline.paused >= _REPORTED_WAIT:
+            timings["waited"] = round(job.deadline.paused, 3)
+        with _reported_when_long(job.progress):
+            answer = await self._reply(items, job, warnings, timings)
+        self._calls.background.add(self._remember(job))
+        return answer
+
+    async def _supply_models(self, job: _Job) -> Supplied:
+        """Provide its models from the manifest or by address."""
         if self._supply is None:
-            return request, Supplied()
-        supplied = await self._supply.ensure_models(request.workflow, deadline, progress)
+            return Supplied()
+        supplied = await self._supply.ensure_models(job.workflow, job.deadline, job.progress)
         notes = tuple(f"{model} was fetched for this job" for model in supplied.fetched)
-        return replace(request, warnings=(*request.warnings, *notes)), supplied
+        job.request = replace(job.request, warnings=(*job.request.warnings, *notes))
+        if supplied.renamed:
+            job.prefetch.end()
+            job.prefetch = self._prefetcher.begin(job.workflow)
+        return supplied
 
-    async def _explained(self, problem: JobError, request: WorkflowRequest) -> JobError:
+    async def _explained(self, problem: JobError, workflow: Workflow) -> JobError:
         """The error to report: a missing volume causes many others."""
         problem = with_withheld(problem, self._withheld, self._settings.comfyui_env_pass)
-        fault = await self._calls.control.run(
-            lambda: volume_fault(self._layout, problem), GRACE_SECONDS
-        )
+        fault = None
+        with suppress(TimeUp):
+            fault = await self._calls.control.run(
+                lambda: volume_fault(self._layout, problem), GRACE_SECONDS
+            )
         if isinstance(problem, UnknownNode) and fault is None:
             problem = await self._with_origins(problem)
         if fault is not None or self._supply is None:
             return fault or problem
-        return await self._supply.explained(problem, request.workflow)
+        return await self._supply.explained(problem, workflow)
 
     async def _with_origins(self, problem: UnknownNode) -> UnknownNode:
         """Add the packs that have the missing nodes, by the map on the volume."""
@@ -204,23 +247,24 @@ class WorkflowJobs:
             return problem
         return with_origins(problem, date, origins)
 
-    async def _place(
-        self, request: WorkflowRequest, inputs: JobInputs, deadline: Deadline
-    ) -> list[JobError]:
+    async def _place_inputs(self, job: _Job) -> list[JobError]:
         """Put the input files where ComfyUI looks; returns an explanation for each missing one.
         ComfyUI decides whether the workflow needs it."""
-        await inputs.materialize(request.files, request.workflow, deadline)
+        if job.inputs is None:
+            return []
+        await job.inputs.materialize(job.request.files, job.workflow, job.deadline)
         return await self._calls.volume.call_or_fail(
-            lambda: missing_inputs(request.workflow, self._work.input, self._layout.input),
-            deadline.remaining,
+            lambda: missing_inputs(job.workflow, self._work.input, self._layout.input),
+            job.deadline.remaining,
         )
 
     async def _produce(
-        self, request: WorkflowRequest, job: _Job, hints: Sequence[JobError]
+        self, job: _Job, hints: Sequence[JobError]
     ) -> tuple[PromptResult, list[Produced], list[str]]:
         """Run the workflow; returns what it produced, and warnings. Nodes with cached results whose
         files are gone run again. Raises JobError, explained by `hints` if possible."""
-        files, with_temp = self._delivery.files, job.options.output.include_temp
+        request, files = job.request, self._delivery.files
+        with_temp = request.output.include_temp
         stale: list[str] = []
 
         def at_end(result: PromptResult | None, cutoff: float) -> None:
@@ -245,7 +289,7 @@ class WorkflowJobs:
         for again in (False, True):
             try:
                 result = await self._executor.run(
-                    prompt, job.options.deadline, job.handle, at_end, request.retry_on_oom
+                    prompt, job.deadline, job.handle, at_end, request.retry_on_oom
                 )
             except JobError as error:
                 raise hint_for(hints, error) from None
@@ -260,24 +304,24 @@ class WorkflowJobs:
         job: _Job,
         warnings: list[str],
         timings: dict[str, Any],
-        seeds: Mapping[str, int],
     ) -> dict[str, Any]:
+        seeds = job.request.seeds
         more: dict[str, Any] = {"seeds": dict(seeds)} if seeds else {}
         timings["total"] = _ROOM_FOR_TOTAL
         answer = await self._delivery.deliver(items, job.outputs, warnings, timings=timings, **more)
-        timings["total"] = round(job.options.deadline.elapsed, 3)
+        timings["total"] = round(job.deadline.elapsed, 3)
         return answer
 
-    async def _remember(self, request: WorkflowRequest, prefetch: JobPrefetch) -> None:
+    async def _remember(self, job: _Job) -> None:
         """While the reply is sent: record the models used, for the next cold start, and write back
         what nodes wrote."""
-        repeatable = None if request.files else request.workflow
+        repeatable = None if job.request.files else job.workflow
         await asyncio.sleep(_UNTIL_POSTED if has_control_plane() else 0)
         if self._write_back is not None:
             self._write_back.soon()
         with suppress(OSError, TimeUp):
             await self._calls.volume.call(
-                lambda: self._prefetcher.record_use(prefetch, repeatable), GRACE_SECONDS
+                lambda: self._prefetcher.record_use(job.prefetch, repeatable), GRACE_SECONDS
             )
 
 
@@ -289,3 +333,22 @@ def _reported_when_long(progress: Progress) -> Iterator[None]:
         yield
     finally:
         reporting.cancel()
+
+
+def volume_fault(layout: Layout, cause: JobError) -> JobError | None:
+    """The error to report instead of `cause` if the volume is gone or does not respond; None if it
+    is there, or `cause` already says so. Blocks for at most two seconds."""
+    if isinstance(cause, VolumeSilentError):
+        return None
+    probe = layout.root
+    if layout.comfyui is not None and layout.comfyui_on_volume:
+        probe = layout.comfyui / "main.py"  # a mount point remains after its mount is gone
+    details, failed = {"cause": cause.code, **cause.details}, f"the job failed: {cause.message}"
+    try:
+        if BoundedCaller(RESPONSE_SECONDS).one(lambda: os.path.exists(probe)):
+            return None
+    except VolumeTimeout:
+        silent = f"The volume does not answer ({probe}, {RESPONSE_SECONDS:g} s)"
+        return VolumeSilentError(f"{silent}, and {failed}", **details)
+    gone = f"The volume is no longer there ({probe} is missing)"
+    return JobError("volume.gone", f"{gone}, and {failed}", VOLUME_FIX, **details)

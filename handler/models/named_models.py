@@ -21,10 +21,9 @@ from bootstrap.models.sources import BadLink, Description, HubFile, Link, parse_
 from bootstrap.net import DownloadError
 from bootstrap.net.addresses import shown
 from bootstrap.volume.categories import PICKLES, category_of, extension_of
-from handler.common.blocking import TimeUp
-from handler.common.calls import Calls
+from handler.common.blocking import Calls, TimeUp
 from handler.common.errors import Deadline, JobError, timeout_error
-from handler.request.fields import check_model_host
+from handler.request.options import check_model_host
 from handler.request.references import NamedModel, model_addresses, named_models, replace_in_node
 from handler.request.workflow import Workflow
 
@@ -104,7 +103,7 @@ class ModelAddresses:
                 hints.append(_not_allowed(found))
         if not wanted:
             return Addressed(hints=tuple(hints))
-        listed = await self._ask(known, deadline)
+        listed = await self._on_volume(known, deadline)
         specs = {w.key: spec for w in wanted if (spec := _of_manifest(w, listed)) is not None}
         others = [one for one in wanted if one.key not in specs]
         ours: dict[tuple[str, Link], ModelSpec] = {}
@@ -131,7 +130,7 @@ class ModelAddresses:
         size = sum(spec.size or 0 for spec in coming)
         _refuse_too_large(coming, most)
         models = FetchedModels(place.models)
-        removed = await self._ask(lambda: models.make_room(size, most), limit)
+        removed = await self._on_volume(lambda: models.make_room(size, most), limit)
         if removed:
             _log.info("removed to make room: %s", ", ".join(map(str, removed)))
 
@@ -142,14 +141,14 @@ class ModelAddresses:
         source."""
         for one in wanted:
             check_model_host(one.address.name, self._settings)
-        place = await self._ask(context, deadline)
+        place = await self._on_volume(context, deadline)
         keys = {one.key: one for one in wanted}
 
         def here() -> dict[tuple[str, Link], ModelSpec]:
-            found = {key: _here(one, place) for key, one in keys.items()}
+            found = {key: _without_source(one, place) for key, one in keys.items()}
             return {key: spec for key, spec in found.items() if spec is not None}
 
-        specs = await self._ask(here, deadline)
+        specs = await self._on_volume(here, deadline)
         for key, one in keys.items():
             if key not in specs:
                 described = await self._describe(one, place, deadline)
@@ -205,7 +204,7 @@ class ModelAddresses:
         fix = _PICKLE_FIX if fatal.code == "manifest.pickle" else fatal.fix
         raise _error(address, fatal.code, fatal.message, fix)
 
-    async def _ask(self, work: Callable[[], T], deadline: Deadline) -> T:
+    async def _on_volume(self, work: Callable[[], T], deadline: Deadline) -> T:
         return await self._calls.volume.call_or_fail(work, deadline.remaining)
 
 
@@ -222,7 +221,7 @@ def _of_manifest(wanted: _Wanted, known: Sequence[ModelSpec]) -> ModelSpec | Non
     return None
 
 
-def _here(wanted: _Wanted, place: ProvisionContext) -> ModelSpec | None:
+def _without_source(wanted: _Wanted, place: ProvisionContext) -> ModelSpec | None:
     """The model, if no source need be asked: kept from before, or in the platform's cache."""
     name = FetchedModels(place.models).name_of(wanted.folder, wanted.link)
     directory, url = f"{wanted.folder}/{FOLDER}", wanted.address.name

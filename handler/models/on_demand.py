@@ -16,23 +16,22 @@ from typing import Any, TypeVar
 from bootstrap.config import Settings
 from bootstrap.core.text import shell_quote, size_text
 from bootstrap.doctor import look_at_link
-from bootstrap.models.background import (
-    Provisioning,
-    models_folder,
-    provision_context,
-    show_to_comfyui,
-)
 from bootstrap.models.by_address import IN_USE_SECONDS, FetchedModels
 from bootstrap.models.download.progress import FileMeter, LogMeter
 from bootstrap.models.manifest import Manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.manifest_file import wanted_here
 from bootstrap.models.provision import ProvisionContext, ProvisionResult
+from bootstrap.models.provisioner import (
+    Provisioner,
+    models_folder,
+    provision_context,
+    show_to_comfyui,
+)
 from bootstrap.volume import Layout
 from bootstrap.volume.find_comfyui import USUAL_ROOTS
 from handler.common import reply
-from handler.common.blocking import TimeUp
-from handler.common.calls import Calls
+from handler.common.blocking import Calls, TimeUp
 from handler.common.errors import Deadline, JobError, combined, timeout_error
 from handler.models.named_models import (
     ModelAddresses,
@@ -94,26 +93,30 @@ class ModelSupply:
         named = named_models(workflow)
         if not named:
             return Supplied(hints=addressed.hints)
-        await self._ask(lambda: self._mark_used(named), deadline)
+        await self._on_volume(lambda: self._mark_used(named), deadline)
         if any("\\" in model.name for model in named):
-            foreign = await self._ask(lambda: self._with_slashes(named), deadline)
+            foreign = await self._on_volume(lambda: self._with_slashes(named), deadline)
             replace_texts(workflow, foreign)
             named = named_models(workflow)
-        lacking, specs = await self._ask(lambda: self._wanted(named, addressed.specs), deadline)
+        lacking, specs = await self._on_volume(
+            lambda: self._wanted(named, addressed.specs), deadline
+        )
         results: tuple[ProvisionResult, ...] = ()
         if specs or addressed.ours:
-            context = await self._ask(lambda: self._context(progress), deadline)
+            context = await self._on_volume(lambda: self._context(progress), deadline)
             await self._addresses.make_room(addressed, specs, context, deadline)
             results = await self._fetch(specs, context, deadline) if specs else ()
             _raise_if_missing(specs, results, deadline)
             if results:
-                await self._ask(lambda: self._mark_used(named), deadline)
+                await self._on_volume(lambda: self._mark_used(named), deadline)
                 await self._addresses.make_room(addressed, (), context, deadline)
         if results or any(model.folders for model in lacking):
-            await self._ask(lambda: self._show(results), deadline)
+            await self._on_volume(lambda: self._show(results), deadline)
         used = used_nodes(workflow)
         needed = [model for model in lacking if model.node_id in used]
-        await self._ask(lambda: _check_links(needed, self._model_dirs, self._layout), deadline)
+        await self._on_volume(
+            lambda: _check_links(needed, self._model_dirs, self._layout), deadline
+        )
         fetched = tuple(_describe(result) for result in results if result.state == "fetched")
         seconds = deadline.elapsed - begun if fetched else 0.0
         return Supplied(fetched, seconds, addressed.hints, bool(addressed.specs))
@@ -153,10 +156,17 @@ class ModelSupply:
         """Fetch a request's models onto the volume; returns the reply with receipts. Raises
         JobError."""
         deadline = Deadline(request.max_wait)
-        context = await self._ask(lambda: self._context(progress), deadline)
+        try:
+            context = await self._on_volume(lambda: self._context(progress), deadline)
+        except TimeUp:
+            raise timeout_error(deadline, "no model was fetched yet", _RESUMED) from None
         onto_the_volume = replace(context, cached=lambda _: None)
         results = await self._fetch(request.models, onto_the_volume, deadline)
-        await self._ask(lambda: self._show(results), Deadline(_SHOW_SECONDS))
+        try:
+            await self._calls.volume.call(lambda: self._show(results), _SHOW_SECONDS)
+        except (OSError, TimeUp) as problem:
+            why = str(problem) or "the volume takes too long"
+            _log.warning("fetched models are linked by the next job that names them: %s", why)
         required = tuple(spec for spec in request.models if not spec.optional)
         _raise_if_missing(required, results, deadline)
         failed = [f"{finding.message} {finding.fix}" for r in results if (finding := r.finding())]
@@ -168,7 +178,7 @@ class ModelSupply:
             timings={"total": round(deadline.elapsed, 3)},
         )
 
-    async def _ask(self, work: Callable[[], T], deadline: Deadline) -> T:
+    async def _on_volume(self, work: Callable[[], T], deadline: Deadline) -> T:
         return await self._calls.volume.call_or_fail(work, deadline.remaining)
 
     async def _fetch(
@@ -176,7 +186,7 @@ class ModelSupply:
     ) -> tuple[ProvisionResult, ...]:
         """The result of each by the deadline; an unfinished download is stopped, and resumed next
         time."""
-        fetching = Provisioning(specs, context)
+        fetching = Provisioner(specs, context)
         fetching.start()
         try:
             seconds = deadline.remaining
@@ -201,7 +211,7 @@ class ModelSupply:
             model.name: model.path
             for model in named
             if "\\" in model.name
-            and not self._sees(f"{folder}/{model.name}" for folder in model.folders)
+            and not self._exists(f"{folder}/{model.name}" for folder in model.folders)
         }
 
     def _lacking(self, named: Sequence[NamedModel]) -> list[NamedModel]:
@@ -209,7 +219,7 @@ class ModelSupply:
         return [
             model
             for model in named
-            if not self._sees(f"{folder}/{model.path}" for folder in model.folders)
+            if not self._exists(f"{folder}/{model.path}" for folder in model.folders)
         ]
 
     def _manifest(self) -> Manifest:
@@ -224,9 +234,9 @@ class ModelSupply:
         specs = specs_named(lacking, known)
         rest = [model for model in lacking if not specs_named([model], specs)]
         specs += specs_named(rest, known, any_folder=True)
-        return tuple(spec for spec in specs if not self._sees([str(spec.relative_path)]))
+        return tuple(spec for spec in specs if not self._exists([str(spec.relative_path)]))
 
-    def _sees(self, places: Iterable[str]) -> bool:
+    def _exists(self, places: Iterable[str]) -> bool:
         return any(
             os.path.isfile(folder / place) for place in places for folder in self._model_dirs
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bootstrap.models.prefetch import ReadAhead, Recent, Request
+from bootstrap.models.prefetch import ReadAhead, Request, UsageRecord
 from handler.request.references import NamedModel, named_models
 from handler.request.workflow import Workflow
 
@@ -17,13 +17,12 @@ class ModelPrefetcher:
     `keep_workflow`: also record the last workflow, for WARMUP_WORKFLOW=last."""
 
     def __init__(
-        self, read_ahead: ReadAhead, recent: Recent, models: Path, keep_workflow: bool
+        self, read_ahead: ReadAhead, recent: UsageRecord, models: Path, keep_workflow: bool
     ) -> None:
         self._read_ahead = read_ahead
         self._recent = recent
         self._models = models
         self._keep_workflow = keep_workflow
-        self._places: dict[NamedModel, Path] = {}
 
     def begin(self, workflow: Workflow) -> JobPrefetch:
         """Start reading the files that `workflow` names and that are not in memory: at once, or
@@ -46,11 +45,8 @@ class ModelPrefetcher:
 
     def _found(self, named: tuple[NamedModel, ...], found: list[Path]) -> Iterator[Path]:
         for model in dict.fromkeys(named):
-            place = self._places.get(model)
-            if place is None or not os.path.isfile(place):
-                place = find_model(model, self._models)
+            place = find_model(model, self._models)
             if place is not None and place not in found:
-                self._places[model] = place
                 found.append(place)
                 yield place
 

@@ -1,13 +1,15 @@
 """What a job produced, and where it goes: the reply, the volume, a bucket."""
 
-from handler.outputs.delivery import GRACE_SECONDS, Delivery, JobOutputs
-from handler.outputs.results import DeliveryOptions, Produced, produced
+from handler.outputs.delivery import GRACE_SECONDS, Delivery, DeliveryOptions, JobOutputs
+from handler.outputs.pictures import Previews
+from handler.outputs.produced import Produced, produced
 
 __all__ = [
     "GRACE_SECONDS",
     "Delivery",
     "DeliveryOptions",
     "JobOutputs",
+    "Previews",
     "Produced",
     "produced",
 ]

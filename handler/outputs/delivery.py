@@ -14,27 +14,20 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from bootstrap.comfyui import WorkDir
 from bootstrap.config import Settings
+from bootstrap.config.bucket import Bucket
 from bootstrap.core.files import Stamp
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.volume import Layout
 from handler.common import reply
-from handler.common.blocking import TimeUp, gather_all
-from handler.common.calls import Calls
+from handler.common.blocking import Calls, TimeUp, gather_all
 from handler.common.errors import Deadline, JobError
-from handler.outputs.collect import (
-    CollectedOutputs,
-    collect_outputs,
-    deduplicate_names,
-    rewrite,
-    write_out,
-    zipped,
-)
 from handler.outputs.local_files import (
     DeliveryPolicy,
     EagerDelivery,
@@ -43,9 +36,19 @@ from handler.outputs.local_files import (
     encoded,
     stamp_of,
 )
-from handler.outputs.results import DeliveryOptions, Produced, Result
-from handler.outputs.s3 import BucketUploader, NotUploaded, PresignedUploader, Upload
-from handler.outputs.volume_store import NotSaved, VolumeStore, saved_as
+from handler.outputs.produced import Produced, saved_as
+from handler.outputs.results import (
+    CollectedOutputs,
+    Result,
+    collect_outputs,
+    deduplicate_names,
+    rewrite,
+    write_out,
+    zipped,
+)
+from handler.outputs.uploads import BucketUploader, NotUploaded, PresignedUploader, Upload
+from handler.outputs.volume_store import NotSaved, VolumeStore
+from handler.request.options import OutputOptions
 
 T = TypeVar("T")
 CODES = {"job.not_delivered": "The results of a job could not be delivered in time"}
@@ -53,6 +56,26 @@ _AT_ONCE = 4
 # Extra time, so that results are not discarded because the job's time is up.
 GRACE_SECONDS = 10.0
 _ROOM_FOR_THE_REST = 100_000  # bytes of a reply besides the contents of files
+
+
+@dataclass(frozen=True)
+class DeliveryOptions:
+    """How a job's results are delivered. `job_tag` is unique to the job."""
+
+    job_tag: str
+    deadline: Deadline
+    output: OutputOptions = field(default_factory=OutputOptions)
+    bucket: Bucket | None = None
+
+    @property
+    def destination(self) -> str:
+        """`base64`, `s3` or `volume`."""
+        return self.output.delivery or ("s3" if self.uploads else "base64")
+
+    @property
+    def uploads(self) -> bool:
+        """Can results be uploaded?"""
+        return self.bucket is not None or bool(self.output.upload_urls)
 
 
 @dataclass
@@ -68,7 +91,9 @@ class JobOutputs:
     limit: Deadline = field(default_factory=lambda: Deadline(GRACE_SECONDS))
     upload_limit: Deadline = field(default_factory=lambda: Deadline(GRACE_SECONDS))
     uploader: BucketUploader | PresignedUploader | None = None
-    not_uploaded: list[Result] = field(default_factory=list)
+    # Their size has changed since they were found; `size` is the new one.
+    resized: list[Result] = field(default_factory=list)
+    not_uploaded: set[int] = field(default_factory=set)  # places of results
     at_once: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
 
 
@@ -149,7 +174,8 @@ class Delivery:
     async def _deliver(
         self, found: CollectedOutputs, job: JobOutputs, more: dict[str, Any]
     ) -> dict[str, Any]:
-        rest = [path for path in job.claim.rest if path not in found.files]
+        reported = set(found.files)
+        rest = [path for path in job.claim.rest if path not in reported]
         await self._rewrite(found.results, job)
         deduplicate_names(found.results)
         if job.options.output.zip:
@@ -170,7 +196,10 @@ class Delivery:
 
         async def one(result: Result) -> None:
             async with job.at_once:
-                await self._call(lambda: rewrite(result, job.options, job.scratch), job)
+                await self._call(
+                    lambda: rewrite(result, job.options.output, job.options.job_tag, job.scratch),
+                    job,
+                )
 
         await gather_all(one(result) for result in results if result.kind == "image")
 
@@ -189,6 +218,10 @@ class Delivery:
             async with job.at_once:
                 made = await self._read(lambda: encoded(local), local, job)
         result.encoded = made
+        size = len(made) // 4 * 3 - made[-2:].count("=")
+        if size != result.size:
+            result.size, result.stamp = size, None
+            job.resized.append(result)
 
     async def _zip(self, found: CollectedOutputs, job: JobOutputs) -> None:
         """Replace all files by one zip; on the volume they are kept separately."""
@@ -200,7 +233,12 @@ class Delivery:
         local = [result.local for result in files if result.local is not None]
         slowest = next(filter(self.files.place_on_volume, local), local[0])
         tag, scratch = job.options.job_tag, job.scratch
-        made = await self._read(lambda: zipped(files, tag, scratch), slowest, job)
+        on_volume = self.files.place_on_volume(slowest) is not None
+        try:
+            made = await self._call(lambda: zipped(files, tag, scratch), job, on_volume)
+        except OSError as problem:
+            found.warnings.append(f"the results are not in one zip: {_no_file(problem)}")
+            return
         made.warnings += [warning for result in files for warning in result.warnings]
         found.results = [made, *(result for result in found.results if result.local is None)]
 
@@ -231,7 +269,7 @@ class Delivery:
 
     async def _upload(self, result: Result, job: JobOutputs) -> bool:
         """Upload to the bucket; a warning if that fails."""
-        if job.uploader is None or result.local is None or result in job.not_uploaded:
+        if job.uploader is None or result.local is None or result.place in job.not_uploaded:
             return False
         uploader, upload = job.uploader, Upload(result.local, _key(result, job), result.mime_type)
         try:
@@ -242,7 +280,7 @@ class Delivery:
             return True
         except (NotUploaded, TimeUp) as problem:
             why = str(problem) or uploader.too_slow
-            job.not_uploaded.append(result)
+            job.not_uploaded.add(result.place)
             result.warnings.append(f"{result.filename} could not be uploaded: {why}")
             return False
 
@@ -259,6 +297,16 @@ class Delivery:
             return False
         result.path, result.filename = path, Path(path).name
         return True
+
+    async def _keep_again(self, result: Result, job: JobOutputs) -> None:
+        """Replace what was kept of a file that something still writes to."""
+        assert result.local is not None
+        if result.path is not None and self.files.place_on_volume(result.local) is None:
+            earlier, result.path = result.path, None
+            if await self._keep(result, job):
+                await self._saver.delete(earlier)
+            else:
+                result.path = earlier
 
     async def _save(
         self, local: Path, stamp: Stamp | None, place: tuple[Path, str], job: JobOutputs
@@ -282,9 +330,11 @@ class Delivery:
             place = saved_as(local, self.files.output, job.options.job_tag)
             try:
                 kept.append(await self._save(local, stamp, place, job))
-                await self._call(lambda: local.unlink(missing_ok=True), job)
             except NotSaved as problem:
                 lost.append(str(problem))
+            else:
+                with suppress(OSError):
+                    await self._call(local.unlink, job)
 
         if rest:
             stamps = await self._call(lambda: [stamp_of(path) for path in rest], job)
@@ -296,15 +346,20 @@ class Delivery:
     ) -> dict[str, Any]:
         """The reply, with the contents that fit; the largest go elsewhere."""
         limit = self._settings.max_reply_mb * 1e6
-        inside = [result for result in found.results if result.in_reply]
-        head = reply.json_size(_without_contents(found, more))
-        for index in reply.to_leave_out([r.content_size for r in inside], limit - head):
-            await self._leave_out(inside[index], job)
-        answer = _without_contents(found, more)
-        size = reply.json_size(answer) + sum(r.content_size for r in inside if r.in_reply)
-        if size > limit:
-            raise reply.too_large(size, self._settings.max_reply_mb)
-        await gather_all(self._encode(result, job) for result in inside if result.in_reply)
+        while True:
+            await gather_all(self._keep_again(result, job) for result in job.resized)
+            job.resized.clear()
+            inside = [result for result in found.results if result.in_reply]
+            head = reply.json_size(found.reply(more))
+            for index in reply.to_leave_out([r.content_size for r in inside], limit - head):
+                await self._leave_out(inside[index], job)
+            answer = found.reply(more)
+            size = reply.json_size(answer) + sum(r.content_size for r in inside if r.in_reply)
+            if size > limit:
+                raise reply.too_large(size, self._settings.max_reply_mb)
+            await gather_all(self._encode(result, job) for result in inside if result.in_reply)
+            if not job.resized:
+                break
         for entry, (_, result) in zip(answer["results"], found.for_each_node(), strict=True):
             if result.in_reply:
                 entry[result.content_field] = result.content()
@@ -314,7 +369,12 @@ class Delivery:
         """Move a result out of the reply, to bucket or volume, with a warning. Raises JobError."""
         limit = f"MAX_REPLY_MB={self._settings.max_reply_mb:g}"
         if result.text is not None:
-            await self._call(lambda: write_out(result, job.options.job_tag, job.scratch), job)
+            try:
+                await self._call(lambda: write_out(result, job.scratch), job)
+            except OSError as problem:
+                size = len(result.text.encode("utf-8", "replace"))
+                about = {"filename": result.filename, "size": size}
+                raise reply.too_large_alone(about, [_no_file(problem)], limit) from None
         if await self._upload(result, job):
             where, advice = "was uploaded to its url", ""
         elif await self._keep(result, job):
@@ -382,23 +442,10 @@ class Delivery:
         )
 
 
+def _no_file(problem: OSError) -> str:
+    return f"its file could not be created ({problem.strerror or problem})"
+
+
 def _key(result: Result, job: JobOutputs) -> str:
     prefix = job.options.bucket.prefix if job.options.bucket else ""
     return (Path(prefix) / result.subfolder / result.filename).as_posix()
-
-
-def _first_url(results: Sequence[Result]) -> str | None:
-    """The URL of the first video, else picture, else file in a bucket, for clients that expect one
-    result, such as comfy-gen's."""
-    linked = [result for result in results if result.url is not None]
-    rank = {"video": 0, "image": 1}
-    return min(linked, key=lambda r: rank.get(r.kind, 2)).url if linked else None
-
-
-def _without_contents(found: CollectedOutputs, more: dict[str, Any]) -> dict[str, Any]:
-    """The reply without the contents of files and texts."""
-    warnings = [*found.warnings, *(w for result in found.results for w in result.warnings)]
-    entries = [{**result.entry(), "node_id": node} for node, result in found.for_each_node()]
-    if url := _first_url(found.results):
-        more = {**more, "url": url}
-    return reply.completed(entries, warnings, **more)

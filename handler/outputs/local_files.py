@@ -11,7 +11,8 @@ import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,9 @@ import pybase64
 from bootstrap.comfyui import WorkDir
 from bootstrap.core.files import Stamp, open_regular
 from bootstrap.volume import Layout
-from handler.common.blocking import Background, Pool, TimeUp
-from handler.outputs.results import Content, Produced, ProducedFile, produced
-from handler.outputs.volume_store import NotSaved, VolumeStore, saved_as
+from handler.common.blocking import Background, Pool, TimeUp, is_set_within
+from handler.outputs.produced import Produced, ProducedFile, produced, saved_as
+from handler.outputs.volume_store import NotSaved, VolumeStore
 
 # File times lag slightly behind the process clock.
 _CLOCK_LAG = 0.05
@@ -40,11 +41,12 @@ _AT_ONCE = 4
 @dataclass
 class OutputClaim:
     """One job's files until they are delivered: those it `reported`, and the `rest` in the output
-    folder. It ended at `until` (seconds since 1970)."""
+    folder. It ended at `until` (seconds since 1970). `released`: nothing is claimed any more."""
 
     reported: list[Path] = field(default_factory=list)
     rest: list[Path] = field(default_factory=list)
     until: float = 0.0
+    released: bool = False
 
 
 class LocalFiles:
@@ -125,7 +127,9 @@ class LocalFiles:
         """Reserve the files of a job that ended at `until`: those it reported, and unreported ones
         in the output folder. Call it in the order in which jobs end; deliveries are parallel."""
         with self._lock:
-            rest = list(self._unreported(until))
+            if claim.released:  # this call took too long, and the job went on without it
+                return
+            rest = dict.fromkeys(self._unreported(until))
             reported = [path for path in reported if path not in rest]
             self._claimed.update([*rest, *reported])
             claim.rest += rest
@@ -160,13 +164,14 @@ class LocalFiles:
             self._claimed.update(done_with)  # so that no other job claims them
         for path in done_with:
             if stamp_of(path) == last[path]:  # otherwise overwritten since
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
         self.release(OutputClaim(reported=done_with))
 
     def _release(self, claim: OutputClaim) -> None:
         self._claimed.subtract([*claim.rest, *claim.reported])
         self._claimed += Counter()  # drops entries at zero
-        claim.rest, claim.reported = [], []
+        claim.rest, claim.reported, claim.released = [], [], True
 
     def _unreported(self, until: float) -> Iterator[Path]:
         for path in _files_below(self.output):
@@ -183,6 +188,16 @@ class LocalFiles:
         return stamp is not None and (
             stamp.changed_ns / 1e9 >= since - _CLOCK_LAG or self._reported.get(path) == stamp
         )
+
+
+class Content(str):
+    """A file's content in base64, with a short repr: the SDK formats each whole result twice for
+    its log, even if that is not written."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} characters>"
 
 
 def encoded(local: Path) -> Content:
@@ -277,12 +292,15 @@ class EagerDelivery:
         self._room = policy.room
         self._pending: dict[Path, _Pending] = {}
         self._looks: set[asyncio.Task[None]] = set()
+        self._looked = asyncio.Event()
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
     def on_output(self, outputs: Mapping[str, Any]) -> None:
         """A node reports these outputs, in the history's form."""
         if self._policy.kept or self._policy.room:
-            self._looks.add(asyncio.ensure_future(self._begin(outputs)))
+            look = asyncio.ensure_future(self._begin(outputs))
+            self._looks.add(look)
+            look.add_done_callback(self._end_look)
 
     async def kept_at(self, local: Path, stamp: Stamp | None, seconds: float) -> str | None:
         """The path on the volume of the file with this `stamp`; None if it is not there within
@@ -303,13 +321,18 @@ class EagerDelivery:
 
     def end(self, background: Background) -> None:
         """Delete, in the background, kept copies of files that were changed or removed since."""
-        for look in self._looks:
+        for look in list(self._looks):
             look.cancel()
         for pending in self._pending.values():
             if pending.content is not None:
                 pending.content.cancel()
             if not pending.used and pending.kept is not None:
                 background.add(self._delete(pending.kept))
+
+    def _end_look(self, look: asyncio.Task[None]) -> None:
+        self._looks.discard(look)
+        if not self._looks:
+            self._looked.set()
 
     async def _delete(self, kept: asyncio.Task[str | None]) -> None:
         path = await _within(kept, _WORK_SECONDS)
@@ -327,24 +350,22 @@ class EagerDelivery:
             kept = content = None
             if self._policy.kept:
                 place = saved_as(local, self._files.output, self._policy.job_tag)
-                kept = self._attempt(self._store.save(local, *place, _WORK_SECONDS))
+                kept = self._attempt(partial(self._store.save, local, *place, _WORK_SECONDS))
             if stamp.size <= self._room:
                 self._room -= stamp.size
-                reading = self._local.run(partial(encoded, local), _WORK_SECONDS)
-                content = self._attempt(reading)
+                reading = partial(encoded, local)
+                content = self._attempt(partial(self._local.run, reading, _WORK_SECONDS))
             self._pending[local] = _Pending(stamp, kept, content)
 
-    def _attempt(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T | None]:
+    def _attempt(self, work: Callable[[], Awaitable[T]]) -> asyncio.Task[T | None]:
         """None if it fails: it is retried when the job ends."""
 
         async def attempt() -> T | None:
             try:
                 async with self._at_once:
-                    return await work
+                    return await work()
             except (NotSaved, TimeUp, OSError):
                 return None
-            finally:
-                work.close()
 
         return asyncio.ensure_future(attempt())
 
@@ -361,7 +382,8 @@ class EagerDelivery:
 
     async def _current(self, local: Path, stamp: Stamp | None, seconds: float) -> _Pending | None:
         if self._looks:
-            await asyncio.wait(set(self._looks), timeout=seconds)
+            self._looked.clear()
+            await is_set_within(self._looked, seconds)
         pending = self._pending.get(local)
         return pending if pending is not None and stamp == pending.stamp else None
 

@@ -1,166 +1,43 @@
-"""Pure: what a prompt produced, by its history, and each result on its way into a reply."""
+"""Turns what a job produced into results: found on disk, described, in the requested format, named,
+and each with its entry in the reply."""
 
 from __future__ import annotations
 
 import json
-import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bootstrap.config.bucket import Bucket
-from bootstrap.core.files import Stamp
-from handler.common.errors import Deadline
-from handler.request.fields import OutputOptions
+from bootstrap.core.files import Stamp, open_regular
+from handler.common import reply
+from handler.common.errors import JobError
+from handler.common.media_types import HEAD_BYTES, kind_of, mime_type
+from handler.outputs.local_files import Content, LocalFiles, stamp_from, stamp_of
+from handler.outputs.pictures import NotWritten, rewritten
+from handler.outputs.produced import (
+    NO_OUTPUT,
+    Produced,
+    ProducedFile,
+    ProducedText,
+    as_text,
+    saved_as,
+    tagged,
+)
+from handler.request.options import OutputOptions
 
-NO_OUTPUT = "the workflow ran, but its nodes reported no output"
-_MAX_DEPTH = 8
-_TEXT_KEYS = frozenset(("text", "texts", "string", "strings"))
-# Any other text may be a file name, under any key; each costs a disk access.
-_LONGEST_NAME = 1024
-_MOST_GUESSES = 1000
-
-
-@dataclass(frozen=True)
-class ProducedFile:
-    """A file that a node reported; `type` is ComfyUI's: output, temp or input. Some nodes also
-    report a `fullpath`. One that was only `guessed` from text is usually not a file: only the disk
-    shows that."""
-
-    node_id: str = field(compare=False)
-    filename: str
-    subfolder: str
-    type: str
-    fullpath: str | None = field(default=None, compare=False)
-    guessed: bool = field(default=False, compare=False)
-
-
-@dataclass(frozen=True)
-class ProducedText:
-    """Text that a node reported."""
-
-    node_id: str
-    text: str
-
-
-Produced = ProducedFile | ProducedText
-
-
-def produced(
-    outputs: Mapping[str, Any], include_temp: bool = False
-) -> tuple[list[Produced], list[str]]:
-    """Everything in a history entry's outputs, each file once per node, and warnings. Previews
-    (type `temp`) count only if requested, or if there is certainly nothing else.
-    """
-    found = list(_once(_all(outputs)))
-    if not found:
-        return [], [NO_OUTPUT]
-    results = [p for p in found if isinstance(p, ProducedText) or p.type != "temp"]
-    if include_temp or len(results) == len(found):
-        return found, []
-    if any(isinstance(p, ProducedText) or not p.guessed for p in results):
-        return results, []
-    return found, ["only previews were produced; use SaveImage to keep results"]
-
-
-def _once(items: Iterator[Produced]) -> Iterator[Produced]:
-    """Each file once per node that reports it: ComfyUI answers a node that repeats another with
-    that one's file. Texts may repeat. A certain name makes a guess unnecessary."""
-    seen: set[tuple[str, ProducedFile]] = set()
-    guesses = 0
-    for item in items:
-        if isinstance(item, ProducedFile):
-            guesses += item.guessed
-            if (item.node_id, item) in seen or (item.guessed and guesses > _MOST_GUESSES):
-                continue
-            seen.add((item.node_id, item))
-        yield item
-
-
-def _all(outputs: Mapping[str, Any]) -> Iterator[Produced]:
-    for node_id, output in outputs.items():
-        if isinstance(output, Mapping):
-            for key, value in output.items():
-                yield from _within(str(node_id), str(key), value, _MAX_DEPTH)
-
-
-def _within(node_id: str, key: str, value: Any, depth: int) -> Iterator[Produced]:
-    """A node's value under `key` in any shape: items, lists of them, nested objects."""
-    if depth == 0:
-        return
-    if isinstance(value, Mapping):
-        if isinstance(value.get("filename"), str):
-            yield _file(node_id, value)
-        else:
-            for inner_key, inner in value.items():
-                yield from _within(node_id, str(inner_key), inner, depth - 1)
-    elif isinstance(value, (list, tuple)):
-        for inner in ["".join(value)] if _is_torn(value) else value:
-            yield from _within(node_id, key, inner, depth - 1)
-    elif key in _TEXT_KEYS and value is not None:
-        yield ProducedText(node_id, value if isinstance(value, str) else str(value))
-    elif isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and "\n" not in value:
-        yield _path(node_id, value)
-
-
-def _is_torn(items: Sequence[Any]) -> bool:
-    """ComfyUI treats a node's report as a list, so a string becomes a list of characters."""
-    return len(items) > 1 and all(isinstance(item, str) and len(item) == 1 for item in items)
-
-
-def _file(node_id: str, item: Mapping[str, Any]) -> ProducedFile:
-    fullpath = item.get("fullpath")
-    return ProducedFile(
-        node_id,
-        item["filename"],
-        str(item.get("subfolder") or ""),
-        str(item.get("type") or "output"),
-        fullpath if isinstance(fullpath, str) else None,
-    )
-
-
-def _path(node_id: str, text: str) -> ProducedFile:
-    """A path relative to the output folder, to ComfyUI's own, or absolute: only the disk shows
-    which, and whether it is a file."""
-    subfolder, name = posixpath.split(text.replace("\\", "/"))
-    return ProducedFile(node_id, name, subfolder, "output", text, guessed=True)
-
-
-@dataclass(frozen=True)
-class DeliveryOptions:
-    """How a job's results are delivered. `job_tag` is unique to the job."""
-
-    job_tag: str
-    deadline: Deadline
-    output: OutputOptions = field(default_factory=OutputOptions)
-    bucket: Bucket | None = None
-
-    @property
-    def destination(self) -> str:
-        """`base64`, `s3` or `volume`."""
-        return self.output.delivery or ("s3" if self.uploads else "base64")
-
-    @property
-    def uploads(self) -> bool:
-        """Can results be uploaded?"""
-        return self.bucket is not None or bool(self.output.upload_urls)
-
-
-class Content(str):
-    """A file's content in base64, with a short repr: the SDK formats each whole result twice for
-    its log, even if that is not written."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} characters>"
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same results give the same file
+_BLOCK = 1024 * 1024
 
 
 @dataclass
 class Result:
     """A file or text that a job produced, and where it went: `path` on the volume, `url` in a
-    bucket. `in_reply`: its content belongs into the reply, `encoded` if that is ready. A text gets
+    bucket. `in_reply`: its content belongs in the reply, `encoded` if that is ready. A text gets
     a file (`local`) only if it must leave the reply. `size` in bytes; `source` is the file that
     ComfyUI reported, of which `local` may be a converted copy; `stamp` is that of `local` when it
     was found. `repeats` are the nodes that also reported the file, with their `place` among all
@@ -224,3 +101,181 @@ class Result:
         content = self.text if self.text is not None else self.encoded
         assert content is not None
         return content
+
+
+@dataclass
+class CollectedOutputs:
+    """Results, each file once, in the order of their nodes; the reported files; warnings about
+    others."""
+
+    results: list[Result] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def for_each_node(self) -> list[tuple[str, Result]]:
+        """(node id, result) for all nodes in order; a file that two reported appears twice, as in
+        worker-comfyui."""
+        places = [(r.place, r.node_id, r) for r in self.results]
+        places += [(place, node, r) for r in self.results for place, node in r.repeats]
+        return [(node, r) for _, node, r in sorted(places, key=lambda item: item[0])]
+
+    def reply(self, more: dict[str, Any]) -> dict[str, Any]:
+        """The job's reply without the contents of files and texts. `url` is that of the first
+        video, else picture, else file in a bucket, for clients that expect one result, such as
+        comfy-gen's."""
+        warnings = [*self.warnings, *(w for result in self.results for w in result.warnings)]
+        entries = [{**result.entry(), "node_id": node} for node, result in self.for_each_node()]
+        if linked := [result for result in self.results if result.url is not None]:
+            rank = {"video": 0, "image": 1}
+            more = {**more, "url": min(linked, key=lambda r: rank.get(r.kind, 2)).url}
+        return reply.completed(entries, warnings, **more)
+
+
+def collect_outputs(
+    produced: Iterable[Produced], files: LocalFiles, job_tag: str
+) -> CollectedOutputs:
+    """Find everything. Raises JobError if files were reported and none of them is on disk."""
+    found = CollectedOutputs()
+    by_file: dict[Path, Result] = {}
+    missing: list[str] = []
+    items = list(produced)
+    for place, item in enumerate(items):
+        if isinstance(item, ProducedText):
+            found.results.append(_text(item, place, job_tag))
+            continue
+        local = files.find(item)
+        if local is not None and local in by_file:
+            _repeat(by_file[local], item.node_id, place)
+            continue
+        try:
+            result = None if local is None else _result(item, local, files, job_tag)
+        except OSError:  # removed, or replaced by something other than a file
+            result = None
+        if local is None or result is None:
+            missing += [] if item.guessed else [item.filename]
+        else:
+            result.place = place
+            by_file[local] = result
+            found.results.append(result)
+    found.files = list(by_file)
+    if missing and not found.results:
+        raise JobError(
+            "job.result_missing",
+            f"ComfyUI reported {', '.join(missing[:5])}, but no such file is on disk.",
+            "Send the job again; if it stays, a custom node saves elsewhere than it reports.",
+            files=missing,
+        )
+    found.warnings = [f"{name} was reported by ComfyUI but is not on disk" for name in missing]
+    if items and not found.results:
+        found.warnings.append(NO_OUTPUT)
+    return found
+
+
+def _repeat(result: Result, node_id: str, place: int) -> None:
+    """A file that another node has reported; one that a node reports twice counts once."""
+    if node_id not in (result.node_id, *(node for _, node in result.repeats)):
+        result.repeats.append((place, node_id))
+
+
+def rewrite(result: Result, options: OutputOptions, job_tag: str, scratch: Path) -> None:
+    """Convert a picture, into a new file below `scratch`, where another may have its name."""
+    assert result.local is not None
+    folder = scratch / str(result.place)
+    losses: list[str] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        changed = rewritten(result.local, folder, options, losses)
+    except (NotWritten, OSError) as problem:
+        result.warnings.append(f"{result.filename} is returned as it was saved: {problem}")
+        return
+    if changed is not None:
+        result.filename = tagged(changed.name, job_tag)
+        result.path = None
+        result.warnings += [f"{result.filename} {loss}" for loss in losses]
+        _describe(result, changed)
+
+
+def write_out(result: Result, scratch: Path) -> None:
+    """Write text into a file."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    local = scratch / f"{result.place}.txt"
+    local.write_text(result.text or "", "utf-8", "replace")
+    result.mime_type, result.size, result.local = "text/plain", local.stat().st_size, local
+    result.stamp = stamp_of(local)
+
+
+def zipped(results: Sequence[Result], job_tag: str, scratch: Path) -> Result:
+    """One file with all of them, uncompressed: pictures and video would hardly get smaller."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    local = scratch / "results.zip"
+    try:
+        _pack(results, local)
+    except OSError:
+        local.unlink(missing_ok=True)  # the disk may be full
+        raise
+    made = Result(results[0].node_id, "file", filename=tagged(local.name, job_tag))
+    made.place, made.contains = results[0].place, list(results)
+    _describe(made, local)
+    return made
+
+
+def _pack(results: Sequence[Result], target: Path) -> None:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for result in results:
+            assert result.local is not None
+            place = zipfile.ZipInfo((result.subfolder / result.filename).as_posix(), _ZIP_DATE)
+            with (
+                open_regular(result.local) as source,
+                archive.open(place, "w", force_zip64=True) as entry,
+            ):
+                shutil.copyfileobj(source, entry, _BLOCK)
+
+
+def _text(item: ProducedText, place: int, job_tag: str) -> Result:
+    """Its name is for the file that it becomes if it must leave the reply."""
+    name = tagged(f"text_{item.node_id}.txt".replace("/", "_"), job_tag)
+    return Result(item.node_id, "text", text=item.text, filename=name, place=place)
+
+
+def _result(item: ProducedFile, local: Path, files: LocalFiles, job_tag: str) -> Result:
+    subfolder, filename = Path(), tagged(local.name, job_tag)
+    if local.is_relative_to(files.output):
+        subfolder, filename = saved_as(local, files.output, job_tag)
+    result = Result(
+        item.node_id,
+        "file",
+        local,
+        source=local,
+        filename=filename,
+        subfolder=subfolder,
+        type="temp" if item.guessed and files.is_temp(local) else item.type,
+        path=files.place_on_volume(local),
+    )
+    if result.path is not None:
+        result.filename = as_text(local.name)
+    _describe(result, local)
+    return result
+
+
+def _describe(result: Result, local: Path) -> None:
+    """Set type, kind and size from the file itself. Raises OSError."""
+    with open_regular(local) as file:
+        head = file.read(HEAD_BYTES)
+        status = os.fstat(file.fileno())
+    result.mime_type = mime_type(head, local.name)
+    result.kind = kind_of(result.mime_type)
+    result.size, result.stamp = status.st_size, stamp_from(status)
+    result.local = local
+
+
+def deduplicate_names(results: Iterable[Result]) -> None:
+    """Make the names unique: `a.png` and `a.webp` may both have become JPEG, and a node may report
+    several texts."""
+    seen: set[Path] = set()
+    numbers: Counter[Path] = Counter()
+    for result in results:
+        name = result.subfolder / result.filename
+        while result.subfolder / result.filename in seen:
+            numbers[name] += 1
+            result.filename = f"{name.stem}-{numbers[name] + 1}{name.suffix}"
+        seen.add(result.subfolder / result.filename)

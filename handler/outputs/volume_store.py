@@ -24,8 +24,7 @@ from bootstrap.config import Settings
 from bootstrap.core.files import open_regular, publish_copy
 from bootstrap.core.text import pluralize
 from bootstrap.volume import Layout
-from handler.common.blocking import TimeUp
-from handler.common.calls import VolumeWatchdog
+from handler.common.blocking import TimeUp, VolumeWatchdog
 
 _log = logging.getLogger(__name__)
 
@@ -257,15 +256,3 @@ class VolumeStore:
         with self._lock:
             self._new.append(path)
         return path
-
-
-def saved_as(local: Path, output: Path, job_tag: str) -> tuple[Path, str]:
-    """(subfolder, name) for saving a file from ComfyUI's own `output` folder."""
-    return local.parent.relative_to(output), tagged(local.name, job_tag)
-
-
-def tagged(name: str, job_tag: str) -> str:
-    """`name` with the job's tag before its extension: `a_00001_.png` → `a_00001_TAG.png`."""
-    path = Path(name)
-    stem, suffix = path.stem, path.suffix
-    return f"{stem}{'' if stem.endswith('_') else '_'}{job_tag}{suffix}"

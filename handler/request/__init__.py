@@ -3,8 +3,9 @@
 # Modules, not names: the client and the warm-up read workflows before anything else is loaded.
 __all__ = [
     "compatibility",
-    "fields",
+    "input_files",
     "named_workflows",
+    "options",
     "params",
     "parse",
     "references",

@@ -17,7 +17,7 @@ from bootstrap.config import Settings
 from bootstrap.core.text import joined
 from bootstrap.net.addresses import without_query
 from handler.common.errors import JobError, short, wrong_type
-from handler.request.fields import InputFile, checked_name
+from handler.request.input_files import InputFile, checked_name
 from handler.request.workflow import Workflow, unwrapped
 
 # Other workers' fields for the workflow, if there is no `workflow`.
@@ -178,15 +178,20 @@ def _completed(reply: Mapping[str, Any]) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     errors = [str(warning) for warning in reply.get("warnings", ())]
     texts: list[str] = []
+    kept: list[str] = []
     for entry in reply.get("results", ()):
         if "text" in entry:
             texts.append(entry["text"])
         elif image := _image(entry):
             images.append(image)
+        elif "path" in entry:
+            kept.append(entry["path"])
     ours = ("status", "results", "warnings", "url")
     more = {name: value for name, value in reply.items() if name not in ours}
     if texts:
         more["texts"] = texts
+    if kept:
+        more["kept"] = kept
     if not reply.get("results") and errors and not set(more) - {"timings"}:
         return {"error": "Job processing failed", "details": errors}
     shaped: dict[str, Any] = {"images": images, **more}
@@ -198,10 +203,10 @@ def _completed(reply: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _image(entry: Mapping[str, Any]) -> dict[str, Any] | None:
-    """An entry of `images`; None for a file that has only a path, which a warning reports."""
+    """An entry of `images`; None for a file that has only a path."""
     if "url" in entry:
         return {"filename": entry["filename"], "type": "s3_url", "data": entry["url"]}
-    content = entry.get("image") or entry.get("data")
+    content = entry.get("image", entry.get("data"))
     if content is None:
         return None
     return {"filename": entry["filename"], "type": "base64", "data": content}

@@ -13,11 +13,12 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from handler.common.errors import JobError, described, nearest, short
 from handler.common.media_types import extension_of_data
-from handler.request.fields import InputFile, filename_in
+from handler.request.input_files import InputFile, filename_in
 from handler.request.references import RANDOM, is_url
 from handler.request.workflow import Workflow
 
@@ -33,13 +34,13 @@ SUFFIX = ".params.yaml"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _FIELDS = frozenset("type sets description default required minimum maximum maxLength enum".split())
 _WITH_BOUNDS = ("integer", "number", "seed")
-_MOST_PARAMS = 100
+_MOST_PARAMS, _MOST_PROBLEMS = 100, 100
 _LARGEST_SEED = 2**64 - 1
 _LONGEST_SUFFIX = 16
 _LONGEST_NAME = 255  # of a file; longer text is base64 without a prefix
 
 
-class Wrong(ValueError):
+class InvalidValue(ValueError):
     """A value that a parameter does not accept; the text completes "`steps` …"."""
 
 
@@ -59,17 +60,19 @@ class Param:
     choices: tuple[Any, ...] = ()
 
     def read(self, value: Any) -> Any:
-        """The value for the nodes. Raises Wrong."""
+        """The value for the nodes. Raises InvalidValue."""
         value = _READERS[self.type](value)
         if self.choices and value not in self.choices:
-            raise Wrong(f"is {short(value)}; allowed: {', '.join(map(short, self.choices))}")
+            raise InvalidValue(f"is {short(value)}; allowed: {', '.join(map(short, self.choices))}")
         if isinstance(value, str):
             if self.longest is not None and self.type == "string" and len(value) > self.longest:
-                raise Wrong(f"has {len(value)} characters; at most {self.longest} are allowed")
+                raise InvalidValue(
+                    f"has {len(value)} characters; at most {self.longest} are allowed"
+                )
         elif self.minimum is not None and value < self.minimum:
-            raise Wrong(f"is {short(value)}; it must be at least {self.minimum}")
+            raise InvalidValue(f"is {short(value)}; it must be at least {self.minimum}")
         elif self.maximum is not None and value > self.maximum:
-            raise Wrong(f"is {short(value)}; it must be at most {self.maximum}")
+            raise InvalidValue(f"is {short(value)}; it must be at most {self.maximum}")
         return value
 
     def schema(self) -> dict[str, Any]:
@@ -124,7 +127,7 @@ class Params:
             raise JobError(
                 "params.wrong", f"params is {described(given)}, not an object.", self._allowed()
             )
-        values, problems = {}, list(self._unknown(given))
+        values, problems = {}, list(islice(self._unknown(given), _MOST_PROBLEMS))
         for param in self.params.values():
             value = given.get(param.name, param.default)
             if value is None and param.required:
@@ -133,7 +136,7 @@ class Params:
                 continue
             try:
                 values[param.name] = param.read(value)
-            except Wrong as problem:
+            except InvalidValue as problem:
                 problems.append(("params.wrong", f"`{param.name}` {problem}"))
         if problems:
             said = "; ".join(message for _, message in problems[:20])
@@ -141,7 +144,7 @@ class Params:
                 problems[0][0],
                 f"The params do not fit the workflow: {said}.",
                 self._allowed(),
-                problems=[{"error_code": code, "error": said} for code, said in problems[:100]],
+                problems=[{"error_code": code, "error": said} for code, said in problems],
                 schema=self.schema(),
             )
         return values
@@ -171,32 +174,32 @@ def _allowed_of(param: Param) -> str:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise Wrong(f"is {described(value)}; it must be a text")
+        raise InvalidValue(f"is {described(value)}; it must be a text")
     return value
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise Wrong(f"is {described(value)}; it must be a number")
+        raise InvalidValue(f"is {described(value)}; it must be a number")
     try:
         finite = math.isfinite(value)
     except OverflowError:  # an integer with hundreds of digits
         finite = False
     if not finite:
-        raise Wrong(f"is {short(value)}; it must be a finite number below 1.8e308")
+        raise InvalidValue(f"is {short(value)}; it must be a finite number below 1.8e308")
     return value
 
 
 def _whole(value: Any) -> int:
     number = _number(value)
     if number != int(number):
-        raise Wrong(f"is {described(value)}; it must be a whole number")
+        raise InvalidValue(f"is {described(value)}; it must be a whole number")
     return int(number)
 
 
 def _truth(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise Wrong(f"is {described(value)}; it must be true or false")
+        raise InvalidValue(f"is {described(value)}; it must be true or false")
     return value
 
 
@@ -205,13 +208,13 @@ def _seed(value: Any) -> int | str:
         return RANDOM
     number = _whole(value)
     if not 0 <= number <= _LARGEST_SEED:
-        raise Wrong(f'is {short(number)}; it must be from 0 to 2^64 - 1, or "{RANDOM}"')
+        raise InvalidValue(f'is {short(number)}; it must be from 0 to 2^64 - 1, or "{RANDOM}"')
     return number
 
 
 def _file(value: Any) -> str:
     if not _text(value).strip():
-        raise Wrong("is empty; it must be an https address, a data URI or a file's name")
+        raise InvalidValue("is empty; it must be an https address, a data URI or a file's name")
     return str(value)
 
 
@@ -318,7 +321,7 @@ class _Reader:
             return param
         try:
             value = param.read(default)
-        except Wrong as problem:
+        except InvalidValue as problem:
             self._say(param.name, f"has a default that it does not take: it {problem}")
             return param
         return replace(param, default=value)
@@ -347,7 +350,7 @@ class _Reader:
         for value in given:
             try:
                 yield _READERS[kind](value)
-            except Wrong as problem:
+            except InvalidValue as problem:
                 quotes = " (put it in quotes)" if _READERS[kind] in (_text, _file) else ""
                 self._say(name, f"has a choice in enum that {problem}{quotes}")
 
@@ -360,7 +363,7 @@ class _Reader:
             return None
         try:
             return _number(value)
-        except Wrong:
+        except InvalidValue:
             self._say(name, f"has a {key} that is not a finite number")
             return None
 

@@ -82,8 +82,8 @@ class JobHandle:
         """
         self._task = task = asyncio.ensure_future(work)
         try:
-            while not task.done() and time.monotonic() < self._answer_by:
-                await asyncio.wait({task}, timeout=_LOOK_EVERY)
+            while not task.done() and (left := self._answer_by - time.monotonic()) > 0:
+                await asyncio.wait({task}, timeout=min(_LOOK_EVERY, left))
                 if self.overdue > _OVERDUE_SECONDS and self.deadline is not None:
                     self.end(timeout_error(self.deadline, self.stage), _TIDY_SECONDS)
         except asyncio.CancelledError:

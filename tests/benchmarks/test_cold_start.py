@@ -32,7 +32,7 @@ PACKS, FILES = 3, 60
 
 @pytest.fixture(scope="module")
 def contenders() -> list[Contender]:
-    """All but "all local", which is "ours, volume" where no network is simulated."""
+    """All but "all local", which equals "ours, volume" without a simulated network."""
     return [c for c in four(tiny()) if c.through_network]
 
 
@@ -47,7 +47,7 @@ def figures(demo: DemoVolume, contenders: list[Contender]) -> Figures:
     return figures
 
 
-def test_every_contender_brings_a_picture_step_by_step(figures: Figures) -> None:
+def test_every_contender_returns_a_picture_step_by_step(figures: Figures) -> None:
     assert len(figures.runs) == 3
     for run in figures.runs:
         assert set(run.marks) >= {"job taken", "ComfyUI up", "prompt submitted", "posted"}
@@ -61,7 +61,7 @@ def test_every_contender_imports_the_node_packs(figures: Figures) -> None:
     for run in figures.runs:
         log = "\n".join(text for _, text in run.detail["log"])
         found = re.findall(r"seconds(.*): \S*/custom_nodes/ComfyUI-Benchmark-Pack-\d+", log)
-        assert found == [""] * PACKS, run.contender  # "(IMPORT FAILED)" would stand there
+        assert found == [""] * PACKS, run.contender  # not "(IMPORT FAILED)"
 
 
 def test_the_hot_worker_is_measured_before_and_after_a_thaw(figures: Figures) -> None:
@@ -86,7 +86,7 @@ def test_the_section_holds_all_figures_in_well_formed_tables(
     assert "0.3.75" in text and "nan" not in text
 
 
-def test_the_figures_are_kept_as_data(demo: DemoVolume, figures: Figures, tmp_path: Path) -> None:
+def test_the_figures_are_saved_as_data(demo: DemoVolume, figures: Figures, tmp_path: Path) -> None:
     kept = json.loads(keep(this_machine(demo), figures, tmp_path).read_text())
     assert [run["contender"] for run in kept["runs"]] == [r.contender for r in figures.runs]
     (ours,) = (run for run in kept["runs"] if run["contender"] == "ours-tiny")
@@ -117,7 +117,7 @@ def test_bars_compare_medians() -> None:
     assert len({b.what for b in BARS}) == len(BARS)
 
 
-def test_node_packs_are_as_many_files_as_asked_and_always_the_same(tmp_path: Path) -> None:
+def test_node_packs_have_as_many_files_as_asked_and_never_differ(tmp_path: Path) -> None:
     contents = []
     for place in (tmp_path / "a", tmp_path / "b"):
         written = write_node_packs(place, 15, 2000)
@@ -130,10 +130,10 @@ def test_node_packs_are_as_many_files_as_asked_and_always_the_same(tmp_path: Pat
         write_node_packs(tmp_path / "c", 15, 100)
 
 
-def test_pages_are_forgotten_and_that_is_seen(tmp_path: Path) -> None:
+def test_pages_are_dropped_and_the_share_in_memory_shows_it(tmp_path: Path) -> None:
     kind = subprocess.check_output(["stat", "-f", "-c", "%T", tmp_path], text=True).strip()
     if kind in ("tmpfs", "ramfs"):
-        pytest.skip("the temp folder is memory, which cannot be forgotten")
+        pytest.skip("the temp folder is in memory, whose pages cannot be dropped")
     path = tmp_path / "deep" / "file"
     path.parent.mkdir()
     path.write_bytes(bytes(10_000_000))
@@ -145,7 +145,7 @@ def test_pages_are_forgotten_and_that_is_seen(tmp_path: Path) -> None:
     assert 0.4 < pages.share_in_memory(path) < 1.0
 
 
-def test_a_benchmark_replaces_its_own_section_alone(tmp_path: Path) -> None:
+def test_a_benchmark_replaces_only_its_own_section(tmp_path: Path) -> None:
     file = tmp_path / "benchmarks.md"
     for name, text in (("one", "first"), ("two", r"second \1"), ("one", "third")):
         put_section(name, text, file)

@@ -1,4 +1,4 @@
-"""Short versions of the benchmarks of hot workers, without their targets: they must run, and report
+"""Short versions of the hot workers' benchmarks, without targets: they must run and report
 correctly."""
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def site(demo: DemoVolume) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def sides(site: Site) -> Iterator[dict[str, tuple[Hot, Path]]]:
-    """Our worker and the other one, and the files with their handlers' times."""
+    """Our worker and the peer, and the files with their handlers' times."""
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
 
         def start(contender: Contender) -> tuple[Hot, Path]:
@@ -56,7 +56,7 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_a_handlers_time_lies_between_the_execution_and_the_post(
+def test_a_handlers_time_is_between_the_execution_and_the_post(
     sides: dict[str, tuple[Hot, Path]],
 ) -> None:
     size = Size(512, 2)
@@ -68,10 +68,10 @@ def test_a_handlers_time_lies_between_the_execution_and_the_post(
     text = job_overhead.section("Here.", found)
     assert ["2 × 512²", OURS.name] in [row[:2] for row in rows(text)]
     for hot, _ in sides.values():
-        pictures_differ_and_compress_as_generated_ones_do(hot.plane.select("done")[-1].body)
+        pictures_differ_and_compress_like_generated_ones(hot.plane.select("done")[-1].body)
 
 
-def pictures_differ_and_compress_as_generated_ones_do(body: dict[str, Any]) -> None:
+def pictures_differ_and_compress_like_generated_ones(body: dict[str, Any]) -> None:
     items = body["output"].get("results") or body["output"]["images"]
     found = [base64.b64decode(item.get("image") or item["data"]) for item in items]
     assert len(set(found)) == 2
@@ -80,22 +80,20 @@ def pictures_differ_and_compress_as_generated_ones_do(body: dict[str, Any]) -> N
         assert 0.4 < len(content) / (512 * 512 * 3) < 0.65  # 1.5 of 3.1 MB at 1024²
 
 
-def test_busy_is_reported_of_each_and_of_comfyui_alone(sides: dict[str, tuple[Hot, Path]]) -> None:
+def test_busy_is_measured_for_each_and_comfyui_alone(sides: dict[str, tuple[Hot, Path]]) -> None:
     load = busy_gpu.Load(jobs=2, seconds=0.3, post=0.1)
     hots = {name: hot for name, (hot, _) in sides.items()}
     found = {name: [busy] for name, busy in busy_gpu.one_round(hots, load, 100)}
     assert list(found) == [OURS.name, WORKER_COMFYUI.name, busy_gpu.ALONE]
     for (busy,) in found.values():
-        assert 0 < busy.executing < busy.busy + 0.01, "it does both at no time"
+        assert 0 < busy.executing < busy.busy + 0.01, "executing is part of busy"
         assert busy.busy <= 1
     (alone,), (other,) = found[busy_gpu.ALONE], found[WORKER_COMFYUI.name]
-    assert alone.busy > 0.99 > other.busy, "one's queue was never empty, the other one's was"
+    assert alone.busy > 0.99 > other.busy, "only the peer's queue was empty at times"
     assert len(rows(busy_gpu.section("Here.", load, found))) == 4
 
 
-def test_everything_is_looked_at_between_jobs(
-    sides: dict[str, tuple[Hot, Path]], site: Site
-) -> None:
+def test_everything_is_sampled_between_jobs(sides: dict[str, tuple[Hot, Path]], site: Site) -> None:
     (hot, _), local = sides[OURS.name], site.work(OURS.key)
     samples = thousand_jobs.in_a_row(hot, local, site.kept, [200], 1)
     assert [s.jobs for s in samples] == [0, 1]
@@ -104,11 +102,11 @@ def test_everything_is_looked_at_between_jobs(
         assert sample.comfyui_own > 2 * sample.worker_own, "torch is in there"
         assert min(sample.worker_files, sample.comfyui_files, sample.local_files) > 3
     assert len(rows(thousand_jobs.section("Here.", samples))) == 1 + len(thousand_jobs.PARTS)
-    with pytest.raises(RuntimeError, match="0 results of 1 are on the volume"):
+    with pytest.raises(RuntimeError, match="only 0 of 1 results are on the volume"):
         thousand_jobs.in_a_row(hot, local, site.peer_results / "none", [201], 1)
 
 
-def test_waiting_counts_within_the_window_alone() -> None:
+def test_waiting_counts_only_within_the_window() -> None:
     spans = [Span(10, 11), Span(12, 13), Span(13.5, 20)]
     waits = [Span(5, 10.0), Span(11, 11.5), Span(13, 13.25), Span(19.9, 30)]
     busy = busy_gpu.Busy.of(spans, waits)
@@ -117,7 +115,7 @@ def test_waiting_counts_within_the_window_alone() -> None:
     assert busy.per_minute == pytest.approx(18)
 
 
-def test_the_ratio_is_that_of_medians_without_the_execution() -> None:
+def test_the_ratio_is_of_medians_without_the_execution() -> None:
     ours = [Took(1.01, 1.1, 1.0), Took(2.03, 2.1, 2.0), Took(9.0, 9.1, 1.0)]
     other = [Took(1.06, 1.2, 1.0)] * 3
     took = {OURS.name: ours, WORKER_COMFYUI.name: other}
@@ -128,7 +126,7 @@ def test_the_ratio_is_that_of_medians_without_the_execution() -> None:
     assert "**missed**" in job_overhead.section("Here.", {Size(64, 1): slower})
 
 
-def test_what_a_second_comfyui_brings_is_the_ratio_of_the_median_paces() -> None:
+def test_the_gain_of_a_second_comfyui_is_the_ratio_of_the_median_paces() -> None:
     one, two = two_comfyuis.ONE.name, two_comfyuis.TWO.name
     found: two_comfyuis.Paces = {}
     for load in two_comfyuis.LOADS:
@@ -141,16 +139,17 @@ def test_what_a_second_comfyui_brings_is_the_ratio_of_the_median_paces() -> None
 
 
 def test_a_boots_overhead_is_the_median_difference_of_the_pairs() -> None:
-    """Not the difference of the medians: a slow minute slows both of a pair."""
+    """Not the difference of the medians: a slow minute slows down both runs of a pair."""
     pairs = [(4.0, 4.3), (9.0, 9.9), (5.0, 5.4)]
     assert boot_overhead.overhead(pairs) == 0.4
     text = boot_overhead.section("Here.", pairs)
     assert ["the worker with it", "5.40", "4.30, 9.90, 5.40"] in rows(text)
     assert "adds **0.40 s**; target ≤ 0.5 s: met." in text
+    assert "is ready **1.00 s sooner**; " in boot_overhead.section("Here.", [(4.0, 3.0)])
     assert "**missed**" in boot_overhead.section("Here.", [(4.0, 4.51)])
 
 
-def test_a_job_may_take_its_seconds_of_a_core_instead_of_sleeping(
+def test_a_job_can_use_a_core_instead_of_sleeping(
     sides: dict[str, tuple[Hot, Path]],
 ) -> None:
     hot, _ = sides[OURS.name]
@@ -161,7 +160,7 @@ def test_a_job_may_take_its_seconds_of_a_core_instead_of_sleeping(
 LEVEL = Sample(0, 80.0, 30.0, 18, 8, 470.0, 450.0, 9, 5, 3, 887)
 
 
-def test_a_leak_is_found_but_not_in_warming_up_or_an_outlier() -> None:
+def test_a_leak_is_found_but_not_in_a_warm_up_or_an_outlier() -> None:
     flat = [replace(LEVEL, jobs=100 * n) for n in range(11)]
     flat[0] = replace(flat[0], worker_rss=20.0, worker_threads=1)
     flat[5] = replace(flat[5], worker_rss=200.0, worker_files=60)

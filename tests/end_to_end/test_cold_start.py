@@ -34,7 +34,8 @@ def boot(worker_env: dict[str, str]) -> Iterator[Boots]:
     def begin(more: Mapping[str, str]) -> BootedWorker:
         env = {**worker_env, **more}
         settings, problems = Settings.from_env(env)
-        booted.append(Boot(settings, problems, env, WarmUp()))
+        warm_up = WarmUp(settings.warmup_workflow) if settings.warmup_workflow else None
+        booted.append(Boot(settings, problems, env, warm_up))
         return BootedWorker(booted[-1])
 
     yield begin

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ import pytest
 from bootstrap.core.findings import Outcome
 from tests.bootstrap.doctor.test_doctor import SCHEMA
 from tests.conftest import BootedWorker
-from tests.end_to_end.test_faults import comfyui_process
+from tests.end_to_end.test_faults import comfyui_process, is_busy
 from tests.end_to_end.test_worker import assert_refused, plain
 from tests.support.secret_names import secret_names
+from tests.support.waiting import wait_until
 
 Boots = Callable[[Mapping[str, str]], BootedWorker]
 PARTS = ("boot", "comfyui", "versions", "settings", "runpod")
@@ -78,7 +78,7 @@ def test_a_running_job_is_not_disturbed(worker: BootedWorker) -> None:
     replies: list[dict[str, Any]] = []
     job = threading.Thread(target=lambda: replies.append(worker.ask({"workflow": nodes})))
     job.start()
-    time.sleep(0.3)
+    wait_until(lambda: is_busy(worker))
     reported = diagnosed(worker)
     assert reported["comfyui"]["running"]
     job.join()
@@ -114,9 +114,7 @@ def test_comfyui_that_died_is_reported_with_its_reason(
     comfyui_process(worker).kill()
     comfyui = worker.serving.comfyui
     assert comfyui is not None
-    deadline = time.monotonic() + 5
-    while comfyui.ended() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: comfyui.ended() is not None)
     reported = diagnosed(worker)["comfyui"]
     assert not reported["running"]
     assert reported["exits"][-1]["reason"]["code"] == "comfyui.killed"

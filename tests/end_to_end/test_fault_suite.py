@@ -35,7 +35,7 @@ def test_a_fault_is_answered_rightly_and_costs_neither_the_next_job_nor_a_file(
 
 @pytest.mark.parametrize(
     "name",
-    ["volume silent in a job", "volume silent, ComfyUI too", "killed for want of memory"],
+    ["volume silent in a job", "volume silent, ComfyUI too", "killed, out of memory"],
 )
 def test_a_fault_of_the_place_is_answered_rightly_too(
     demo: DemoVolume, tmp_path: Path, name: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -157,14 +156,12 @@ def test_a_download_that_fails_fails_this_job_only(
 def test_the_jobs_deadline_holds_and_the_next_one_goes_on_from_there(
     supplied: BootedWorker, own_volume: Path, server: ViciousServer, vae: bytes
 ) -> None:
-    url = server.serve("/slow.safetensors", vae, bytes_per_second=200_000)
+    url = server.serve("/slow.safetensors", vae, stall_after=100_000)
     know(own_volume, entry(url, "slow.safetensors", hash=sha256(vae)))
-    begun = time.monotonic()
     reply = supplied.ask({"workflow": loading("slow.safetensors"), "max_wait": 2})
-    assert time.monotonic() - begun < 60, "stopped, not waited for"
     assert_refused(reply, "job.timeout", "vae/slow.safetensors", "max_wait")
     assert not (own_volume / "models/vae/slow.safetensors").exists()
-    server.files["/slow.safetensors"].bytes_per_second = None
+    server.files["/slow.safetensors"].stall_after = None
     reply = supplied.ask({"workflow": loading("slow.safetensors")})
     assert reply["status"] == "completed", reply
     ranges = [headers["range"] for path, headers in server.seen if path == "/slow.safetensors"]
@@ -225,7 +222,7 @@ def test_a_request_puts_onto_the_volume_what_the_platform_has_in_its_cache(
     with FakeHub() as hub:
         hub.put("org/repo", "m.safetensors", vae)
         sources = Sources((HuggingFace(None, hub.url),))
-        monkeypatch.setattr("bootstrap.models.background.make_sources", lambda _: sources)
+        monkeypatch.setattr("bootstrap.models.provisioner.make_sources", lambda _: sources)
         wanted = [{"url": "hf://org/repo/m.safetensors", "directory": "vae"}]
         know(own_volume, *wanted)
         assert supplied.ask({"workflow": loading("m.safetensors")})["status"] == "completed"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from handler.execution.comfy_client import ComfyClient
 from tests.conftest import BootedWorker
 from tests.end_to_end.test_worker import plain
 
@@ -83,15 +85,19 @@ def test_values_of_the_wrong_type_are_named_by_the_type_that_is_right(
     assert "invalid literal" not in str(reply)
 
 
-def problems_of_a_sampler(worker: BootedWorker, **inputs: Any) -> list[dict[str, Any]]:
-    sampler = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
-    sampler |= {"denoise": 1.0, "model": ["1", 0], "positive": ["1", 0], "negative": ["1", 0]}
-    nodes = {
-        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "x.safetensors"}},
-        "2": {"class_type": "KSampler", "inputs": {**sampler, "latent_image": ["1", 0], **inputs}},
-        "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}},
+def sampler(**inputs: Any) -> dict[str, Any]:
+    given = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
+    given |= {"denoise": 1.0, "model": ["11", 0], "positive": ["11", 0], "negative": ["11", 0]}
+    checkpoint = {"ckpt_name": "x.safetensors"}
+    return {
+        "11": {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint},
+        "12": {"class_type": "KSampler", "inputs": {**given, "latent_image": ["11", 0], **inputs}},
+        "13": {"class_type": "PreviewAny", "inputs": {"source": ["12", 0]}},
     }
-    reply = worker.ask({"workflow": nodes})
+
+
+def problems_of_a_sampler(worker: BootedWorker, **inputs: Any) -> list[dict[str, Any]]:
+    reply = worker.ask({"workflow": sampler(**inputs)})
     return list(reply["details"].get("problems", [reply["details"] | {"error": reply["error"]}]))
 
 
@@ -104,6 +110,27 @@ def test_of_a_list_that_comfyui_finds_too_long_the_nearest_is_named(worker: Boot
     problems = problems_of_a_sampler(worker, sampler_name="eulr")
     (wrong,) = (p for p in problems if p.get("input") == "sampler_name")
     assert wrong["nearest"][0] == "euler" and "'euler'" in wrong["error"]
+
+
+def test_the_nearest_is_named_for_a_branch_that_is_left_out_too(worker: BootedWorker) -> None:
+    reply = asked(worker, **sampler(sampler_name="eulr"))
+    assert reply["status"] == "completed", reply
+    (wrong,) = (text for text in reply["warnings"] if "sampler_name" in text)
+    assert wrong.startswith("left out of this run: ") and "(nearest: euler" in wrong
+
+
+def test_a_job_that_is_done_does_not_wait_for_the_lists_of_its_warnings(
+    worker: BootedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(*_: object) -> dict[str, object]:
+        await asyncio.sleep(60)
+        return {}
+
+    monkeypatch.setattr(ComfyClient, "input_configs", silent)
+    nodes = plain(color=4244) | sampler(sampler_name="eulr")
+    reply = worker.ask({"workflow": nodes, "max_wait": 20})
+    assert reply["status"] == "completed", reply
+    assert any("sampler_name" in text for text in reply["warnings"])
 
 
 def test_what_was_ignored_of_a_failed_request_is_reported(worker: BootedWorker) -> None:

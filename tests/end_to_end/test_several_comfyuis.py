@@ -40,12 +40,10 @@ def comfyuis(pair: Production) -> list[psutil.Process]:
 
 def test_two_jobs_run_at_once(pair: Production) -> None:
     assert len(comfyuis(pair)) == 2
-    seconds = 4.0
-    began = time.monotonic()
-    jobs = [pair.plane.submit({"workflow": through("TestSleep", seconds=seconds)}) for _ in "ab"]
-    for job in jobs:
-        assert pair.plane.result(job, 60)["output"]["status"] == "completed"
-    assert time.monotonic() - began < 2 * seconds, "one after the other takes at least that"
+    jobs = [pair.plane.submit({"workflow": through("TestSleep", seconds=3.0)}) for _ in "ab"]
+    replies = [pair.plane.result(job, 60)["output"] for job in jobs]
+    assert [reply["status"] for reply in replies] == ["completed"] * 2
+    assert not any("waited" in reply["timings"] for reply in replies), "none behind the other"
 
 
 def test_mixed_jobs_do_not_mix_up_their_files(pair: Production) -> None:

@@ -4,7 +4,6 @@ the one is not the other's fault."""
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +13,9 @@ from demo.volume import DemoVolume
 from handler.execution import MemoryRelief
 from handler.execution.comfy_client import ComfyClient
 from tests.conftest import BootedWorker, environment, furnished, ready_worker
-from tests.end_to_end.test_faults import assert_works, comfyui_process, through
+from tests.end_to_end.test_faults import assert_works, comfyui_process, is_busy, through
 from tests.end_to_end.test_worker import assert_refused, plain
+from tests.support.waiting import until
 
 Reply = dict[str, Any]
 
@@ -59,13 +59,13 @@ def assert_done(reply: Reply | None) -> None:
 
 
 def test_both_come_back_complete_the_second_without_its_waiting_time(hurt: BootedWorker) -> None:
-    first, second = both(hurt, sleeping(3.0), sleeping(0.2, max_wait=1.5))
+    first, second = both(hurt, sleeping(6.0), sleeping(0.2, max_wait=4.0))
     assert_done(first)
     assert_done(second)
     assert first and second
     assert first["results"][0]["path"] != second["results"][0]["path"]
-    assert "waited" not in first["timings"] and second["timings"]["waited"] > 1
-    assert second["timings"]["execution"] < 1.5, "what ComfyUI took for it, not the wait"
+    assert "waited" not in first["timings"] and second["timings"]["waited"] > 0
+    assert second["timings"]["execution"] < 4.0, "what ComfyUI took for it, not the wait"
     work = hurt.serving.work
     assert work is not None
     assert len(list(work.output.iterdir())) == 1, "the last job's, for ComfyUI's cache"
@@ -96,7 +96,7 @@ def test_one_workflow_twice_at_once_comes_back_twice(hurt: BootedWorker) -> None
 
 
 def test_a_timeout_is_the_own_one_and_leaves_the_other_alone(hurt: BootedWorker) -> None:
-    first, second = both(hurt, sleeping(3.0, max_wait=1.0), sleeping(0.3, max_wait=2.0))
+    first, second = both(hurt, sleeping(3.0, max_wait=1.0), sleeping(0.3, max_wait=30.0))
     assert first and first["error_code"] == "job.timeout"
     assert_done(second)
     first, second = both(hurt, sleeping(2.0), sleeping(9.0, max_wait=1.0))
@@ -105,21 +105,19 @@ def test_a_timeout_is_the_own_one_and_leaves_the_other_alone(hurt: BootedWorker)
 
 
 def test_a_rejected_workflow_is_reported_while_another_runs(hurt: BootedWorker) -> None:
-    start = time.monotonic()
-    reported: list[float] = []
 
-    async def scenario() -> list[Reply]:
-        running = asyncio.create_task(hurt.worker.handle({"id": "a", "input": sleeping(4.0)}))
-        await asyncio.sleep(0.7)
+    async def scenario() -> Reply:
+        running = asyncio.create_task(hurt.worker.handle({"id": "a", "input": sleeping(60.0)}))
+        await until(lambda: is_busy(hurt))
         broken = {"workflow": {"1": {"class_type": "Nope", "inputs": {}}}}
         refused = await hurt.worker.handle({"id": "b", "input": broken})
-        reported.append(time.monotonic() - start)
-        return [refused, await running]
+        assert not running.done(), "not when its turn came"
+        running.cancel()
+        await asyncio.wait({running})
+        return refused
 
-    refused, done = asyncio.run(scenario())
-    assert_refused(refused, "workflow.unknown_node", "Nope")
-    assert reported[0] < 4, "not when its turn came"
-    assert_done(done)
+    assert_refused(asyncio.run(scenario()), "workflow.unknown_node", "Nope")
+    assert_works(hurt)
 
 
 @pytest.mark.parametrize(

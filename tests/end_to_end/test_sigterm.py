@@ -25,8 +25,8 @@ from tests.support.trickling_server import trickling
 from tests.support.worker_process import WorkerProcess
 
 GRACE = 2.0
-# Python itself needs a moment on a busy machine.
-ENDS_WITHIN = GRACE + FORCE_SECONDS + 4.0
+# Python itself needs a moment on a busy machine. What is waited for here would never end.
+ENDS_WITHIN = GRACE + FORCE_SECONDS + 10.0
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def test_while_inputs_are_fetched(worker_env: dict[str, str]) -> None:
             time.sleep(0.05)
         code, seconds = ended(worker)
         assert code == 0 and seconds < ENDS_WITHIN
-        assert plane.result(job, 1)["output"]["error_code"] == "worker.shutting_down"
+        assert plane.result(job, 10)["output"]["error_code"] == "worker.shutting_down"
 
 
 def test_while_a_bucket_trickles(worker_env: dict[str, str]) -> None:
@@ -101,7 +101,7 @@ def test_while_a_bucket_trickles(worker_env: dict[str, str]) -> None:
                 time.sleep(0.05)
             code, seconds = ended(worker)
             assert code == 0 and seconds < ENDS_WITHIN
-            assert plane.result(job, 1)["output"]["error_code"] == "worker.shutting_down"
+            assert plane.result(job, 10)["output"]["error_code"] == "worker.shutting_down"
 
 
 @pytest.mark.parametrize("needed", [True, False])
@@ -121,7 +121,7 @@ def test_while_the_volume_does_not_answer(demo: DemoVolume, tmp_path: Path, need
             with mount.silent():
                 time.sleep(1.5)
                 assert exits(worker) < ENDS_WITHIN
-                output = plane.result(job, 1)["output"]
+                output = plane.result(job, 10)["output"]
                 assert output.get("error_code", "completed") in (
                     "completed", "worker.shutting_down", "volume.silent"
                 )  # fmt: skip

@@ -16,14 +16,13 @@ from bootstrap.comfyui import WorkDir, make_workdir
 from bootstrap.config import Settings
 from bootstrap.config.bucket import bucket_of
 from bootstrap.volume import Layout
-from handler.common.blocking import gather_all
-from handler.common.calls import Calls
+from handler.common.blocking import Calls, gather_all
 from handler.common.errors import Deadline, JobError
 from handler.inputs import Fetcher
 from handler.inputs.fetch import RemoteFile
 from handler.outputs import Delivery, DeliveryOptions
 from handler.outputs import delivery as delivery_module
-from handler.outputs.results import ProducedFile
+from handler.outputs.produced import ProducedFile
 from tests.conftest import BootedWorker
 from tests.end_to_end.test_worker import plain
 from tests.support.s3_server import BUCKET, KEY_ID, SECRET
@@ -99,6 +98,7 @@ def test_a_bucket_that_trickles_costs_no_result_and_no_thread(
     part: str, work: WorkDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery_module, "GRACE_SECONDS", GRACE)
+    threads = set(threading.enumerate())
     root = tmp_path / "volume"
     (root / "ComfyUI").mkdir(parents=True)
     with trickling(part) as server:
@@ -133,7 +133,8 @@ def test_a_bucket_that_trickles_costs_no_result_and_no_thread(
             assert "took more than 5 s" in answer["warnings"][0]
             assert all(entry["path"] and entry["image"] for entry in answer["results"])
         wait_until(lambda: calls.network.hanging == 0, 30)
-    assert not any(t.name.startswith("ThreadPoolExecutor") for t in threading.enumerate())
+    new = set(threading.enumerate()) - threads
+    assert not any(thread.name.startswith("ThreadPoolExecutor") for thread in new)
 
 
 def test_a_file_that_becomes_a_fifo_is_named_and_costs_no_other_result(

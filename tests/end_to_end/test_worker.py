@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import struct
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from handler.jobs import workflow_job
+from handler.jobs.workflow_job import WorkflowJobs
 from tests.conftest import BootedWorker, workflow
 
 Node = dict[str, Any]
@@ -287,6 +290,33 @@ def test_odd_nodes_get_an_error_and_the_worker_lives(worker: BootedWorker, node:
     assert reply["error_code"].startswith("workflow."), reply
     json.dumps(reply, allow_nan=False).encode("utf-8")
     assert worker.ask({"workflow": plain()})["status"] == "completed"
+
+
+def test_a_bug_in_the_worker_costs_no_file(
+    worker: BootedWorker, shared_volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object) -> None:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(WorkflowJobs, "_reply", fails)
+    before = set((shared_volume / "ComfyUI/output").glob("*.png"))
+    reply = worker.ask({"workflow": plain(color=0x123456), "output": {"metadata": False}})
+    assert reply["error_code"] == "worker.internal"
+    (kept,) = set((shared_volume / "ComfyUI/output").glob("*.png")) - before
+    assert kept.read_bytes()
+
+
+def test_an_error_is_reported_although_it_cannot_be_looked_up_in_time(
+    worker: BootedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(workflow_job, "volume_fault", lambda *_: over.wait(30))
+    monkeypatch.setattr(workflow_job, "GRACE_SECONDS", 0.2)
+    try:
+        reply = worker.ask({"workflow": {"1": {"class_type": "NoSuchNode", "inputs": {}}}})
+    finally:
+        over.set()
+    assert reply["error_code"] == "workflow.unknown_node", reply
 
 
 def test_a_job_past_its_time_is_stopped_on_comfyui(worker: BootedWorker) -> None:

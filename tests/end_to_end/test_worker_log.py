@@ -108,7 +108,7 @@ def test_a_cancelled_job_says_so(serving: tuple[ControlPlane, WorkerProcess]) ->
 def test_sigterm_says_what_is_left(serving: tuple[ControlPlane, WorkerProcess]) -> None:
     """The last test of this worker."""
     _, worker = serving
-    time.sleep(0.5)
+    time.sleep(2.0)  # until the job before is forgotten
     worker.terminate()
     worker.wait_for_line("SIGTERM: no jobs running, exiting", 30)
     assert worker.wait(30) == 0

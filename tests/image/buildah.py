@@ -1,4 +1,4 @@
-"""buildah, as far as it is needed: a base, the image, its layers and a container's files."""
+"""What is needed of buildah: a base, the image, its layers and a container's files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STEP = re.compile(r"^(?:\[\d+/\d+\] )?STEP (\d+/\d+: .*)$")
 
 @dataclass(frozen=True)
 class Step:
-    """One step and the seconds it took here."""
+    """One step and the seconds it took."""
 
     name: str
     seconds: float
@@ -33,7 +33,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer as a tar archive, not compressed; its name is the digest of its content."""
+    """One layer as an uncompressed tar archive; its name is the digest of its content."""
 
     tar: Path
     size: int
@@ -48,10 +48,10 @@ class Buildah:
         (folder / "tmp").mkdir(parents=True, exist_ok=True)
         self._driver = "overlay"
         if self._call("info").returncode != 0:
-            self._driver = "vfs"  # where overlay cannot be mounted: slower, and a copy a layer
+            self._driver = "vfs"  # where overlay cannot be mounted: slower, with a copy per layer
 
     def make_base(self, source: DebianSource) -> None:
-        """A minimal Debian as the base image, unless it is there from an earlier run."""
+        """Make a minimal Debian the base image, unless an earlier run did."""
         if self._call("inspect", "--type=image", BASE).returncode == 0:
             return
         with self.timed(f"debootstrap {source.suite}"):
@@ -66,7 +66,7 @@ class Buildah:
     def build(
         self, context: Path, lent: Lent, arguments: dict[str, str], image: str = IMAGE
     ) -> None:
-        """The Dockerfile in `context` as `image`, layer by layer as Docker does and in Docker's
+        """Build the Dockerfile in `context` as `image`, layer by layer like Docker and in Docker's
         format: OCI's has no HEALTHCHECK."""
         given = [f"--build-arg={name}={value}" for name, value in arguments.items()]
         how = ("--isolation=chroot", "--layers", "--format=docker", f"--tag={image}")
@@ -83,8 +83,8 @@ class Buildah:
         config: dict[str, Any] = self._inspected(image)["Docker"]["config"]
         return config
 
-    def written_down(self, image: str = IMAGE) -> str:
-        """All that the image says of itself, its history included."""
+    def metadata(self, image: str = IMAGE) -> str:
+        """All of the image's metadata, its history included."""
         return json.dumps(self._inspected(image))
 
     def layers(self, image: str = IMAGE) -> list[Layer]:
@@ -100,7 +100,7 @@ class Buildah:
 
     @property
     def pushed(self) -> Path:
-        """Where layers are written out, of images as they were then."""
+        """Where layers are written; emptied before the image is built."""
         return self.folder / "pushed"
 
     @contextmanager
@@ -116,7 +116,7 @@ class Buildah:
     def run_command(
         self, container: str, options: Sequence[str], command: Sequence[str]
     ) -> list[str]:
-        """The words of `buildah run`, for another to start."""
+        """The command line of `buildah run`, for the caller to start."""
         return self._command("run", "--isolation=chroot", *options, container, "--", *command)
 
     def __call__(self, *words: str) -> str:
@@ -126,13 +126,13 @@ class Buildah:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Note how long the block took."""
+        """Record how long the block took."""
         since = time.monotonic()
         yield
         self._note(name, since)
 
     def remove(self) -> None:
-        """Everything this kept, mounts first."""
+        """Remove everything this kept, mounts first."""
         self._call("umount", "--all")
         self._call("rm", "--all")
         self._call("rmi", "--all", "--force")
@@ -166,7 +166,7 @@ class Buildah:
 
 
 def missing_tools() -> list[str]:
-    """What has to be installed before anything here works."""
+    """The tools that have to be installed first."""
     return [tool for tool in NEEDED if shutil.which(tool) is None]
 
 
@@ -176,7 +176,7 @@ def _loudly(command: Sequence[str]) -> None:
 
 
 def _lines(command: Sequence[str], env: dict[str, str] | None) -> Iterator[str]:
-    """The output, shown as it comes; AssertionError when the command fails."""
+    """The output, shown as it comes; AssertionError if the command fails."""
     with subprocess.Popen(
         command,
         env=env,
@@ -190,4 +190,4 @@ def _lines(command: Sequence[str], env: dict[str, str] | None) -> Iterator[str]:
         for line in process.stdout:
             print(line, end="", file=sys.stderr, flush=True)
             yield line.rstrip("\n")
-    assert process.returncode == 0, f"{command[:3]} … ended with {process.returncode}"
+    assert process.returncode == 0, f"{command[:3]} … exited with {process.returncode}"

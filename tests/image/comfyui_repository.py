@@ -7,18 +7,18 @@ import subprocess
 from pathlib import Path
 
 TAG = "v0.3.75"
-# Needs torchvision; the image under test has none: see conftest.ARGUMENTS.
+# Needs torchvision, which the image under test does not have: see conftest.ARGUMENTS.
 _LEFT_OUT = "spandrel"
 
 
 def make_repository(comfyui: Path, place: Path) -> Path:
-    """`comfyui` as the only commit of a new repository at `place`, without what was run in it."""
+    """`comfyui` as the only commit of a new repository at `place`, without what workers left."""
     shutil.copytree(comfyui, place, ignore=_left_by_workers)
     wanted = place / "requirements.txt"
     lines = wanted.read_text("utf-8").splitlines(keepends=True)
     wanted.write_text("".join(line for line in lines if line.strip() != _LEFT_OUT), "utf-8")
     git = ["git", "-C", str(place), "-c", "user.name=test", "-c", "user.email=test@example.com"]
-    # By force: its own .gitignore names folders that its repository does hold.
+    # By force: its own .gitignore names folders that its repository does contain.
     for words in (["init", "-q"], ["add", "--force", "."], ["commit", "-qm", TAG], ["tag", TAG]):
         subprocess.run([*git, *words], check=True)
     return place

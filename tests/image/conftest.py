@@ -17,12 +17,12 @@ from demo.volume import DemoVolume
 from tests.image.buildah import BASE, IMAGE, WITH_COMFYUI, Buildah, missing_tools
 from tests.image.comfyui_repository import TAG, make_repository
 from tests.image.container import Container
-from tests.image.packages import Lent, authorities, debian_source, lend_packages, telling
+from tests.image.packages import Lent, authorities, debian_source, identifying, lend_packages
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# In the places where people leave such things; .dockerignore has to keep them out.
+# Where people leave such files; .dockerignore has to keep them out.
 PLANTED = (".env", "bootstrap/.env.local", "token.txt", "shared/volume/models/key.pem")
-# No index of its own: uv takes the CPU build of torch that this machine is set up for. There is no
+# No index: uv takes the CPU build of torch from this machine's configured sources. There is no
 # torchvision and torchaudio for it, hence no spandrel, which needs torchvision, and a stand-in when
 # ComfyUI runs.
 ARGUMENTS = {
@@ -38,7 +38,7 @@ SECRET = "image-test-secret-d41d8cd98f"
 
 @dataclass(frozen=True)
 class Sources:
-    """What a build is made of: the repository's files as they are now, and what it is lent."""
+    """What an image is built from: the repository's current files, and what the build is lent."""
 
     context: Path
     lent: Lent
@@ -59,7 +59,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
 def image(sources: Sources) -> Iterator[Buildah]:
     """The image, built.
 
-    IMAGE_TEST_DIR keeps the layers there, so that the next run builds what changed.
+    IMAGE_TEST_DIR keeps the layers there, so that the next run builds only what changed.
     """
     missing = missing_tools()
     if missing or os.geteuid() != 0:
@@ -71,7 +71,7 @@ def image(sources: Sources) -> Iterator[Buildah]:
         buildah.make_base(debian_source())
         buildah.build(sources.context, sources.lent, arguments(sources.lent))
         yield buildah
-        _tell(buildah)
+        _print_summary(buildah)
     finally:
         if not kept:
             buildah.remove()
@@ -91,8 +91,8 @@ def with_comfyui(
 
 @pytest.fixture(scope="session")
 def clues(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What must be found nowhere in the image: planted secrets and this machine's own names."""
-    return [SECRET, *telling(lend_packages(tmp_path_factory.mktemp("clues")))]
+    """What must not be in the image: planted secrets and what identifies this machine."""
+    return [SECRET, *identifying(lend_packages(tmp_path_factory.mktemp("clues")))]
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def container(image: Buildah, demo: DemoVolume, volume: Path) -> Iterator[Contai
 
 
 def stand_in(demo: DemoVolume, root: Path) -> dict[Path, str]:
-    """The demo's torchvision, bound over ComfyUI's Python where the image was built without one."""
+    """The demo's torchvision, bound into ComfyUI's Python if the image was built without one."""
     (inside,) = root.glob("opt/comfyui/lib/python3.*/site-packages")
     if (inside / "torchvision").is_dir():
         return {}
@@ -113,7 +113,7 @@ def stand_in(demo: DemoVolume, root: Path) -> dict[Path, str]:
 
 
 def arguments(lent: Lent) -> dict[str, str]:
-    """What the image is built with: this machine's certificates for uv are an argument."""
+    """The build arguments, with this machine's certificates for uv."""
     trusted = authorities()
     return {**ARGUMENTS, **({"SSL_CERT_FILE": lent.lend(trusted)} if trusted else {})}
 
@@ -127,7 +127,7 @@ def _copy_repository(context: Path) -> None:
             shutil.copy2(REPOSITORY / name, context / name)
 
 
-def _tell(buildah: Buildah) -> None:
+def _print_summary(buildah: Buildah) -> None:
     lines = [
         f"{step.seconds:7.1f} s  {step.name[:90]}" for step in buildah.steps if step.seconds >= 0.5
     ]

@@ -1,7 +1,7 @@
-"""A container of the image as a runtime starts it: own processes and mounts, tini as PID 1.
+"""A container of the image as a runtime starts it: its own processes and mounts, tini as PID 1.
 
 buildah's chroot isolation has no PID namespace, and so no PID 1; `unshare` makes one. Everything
-else, from the command to the environment, is what the image itself says.
+else, from the command to the environment, comes from the image.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _SHARED = ("/dev", "/sys")
 
 @dataclass(frozen=True)
 class Container:
-    """`root`: its files. `binds`: host folder → place in it, beside what the image has."""
+    """`root`: its files. `binds`: host folder → path in it, besides what the image has."""
 
     root: Path
     config: Mapping[str, Any]
     binds: Mapping[Path, str]
 
     def command(self, env: Mapping[str, str], *words: str) -> list[str]:
-        """What starts it: the image's entry point with its command, or with `words` instead."""
+        """The command that starts it: the image's entry point with its command, or with `words`."""
         inside = ["chroot", str(self.root), *self._environment(env)]
         inside += [*self.config["Entrypoint"], *(words or self.config["Cmd"])]
         script = "\n".join(["set -e", *self._mounts(), f"exec {shlex.join(inside)}"])
@@ -44,7 +44,7 @@ class Container:
         return ["unshare", *namespaces, "sh", "-c", script]
 
     def output(self, *words: str, env: Mapping[str, str] = MappingProxyType({})) -> str:
-        """What `words` print in it; AssertionError unless they end with 0."""
+        """What the command `words` prints in it; AssertionError unless it exits with 0."""
         done = subprocess.run(
             self.command(env, *words), capture_output=True, text=True, timeout=180, check=False
         )
@@ -52,7 +52,7 @@ class Container:
         return done.stdout
 
     def health(self, worker: WorkerProcess, env: Mapping[str, str]) -> tuple[int, str]:
-        """Exit code and words of the image's HEALTHCHECK, run in the running container as a
+        """Exit code and output of the image's HEALTHCHECK, run in the running container as a
         runtime does."""
         kind, *words = self.config["Healthcheck"]["Test"]
         assert kind == "CMD"  # no shell
@@ -68,7 +68,7 @@ class Container:
 
     def _environment(self, env: Mapping[str, str]) -> list[str]:
         image = dict(pair.split("=", 1) for pair in self.config["Env"])
-        home = {"HOME": "/root"}  # which runtimes add
+        home = {"HOME": "/root"}  # as runtimes add it
         merged = [f"{name}={value}" for name, value in {**home, **image, **env}.items()]
         return ["env", "-i", "-C", self.config["WorkingDir"], *merged]
 
@@ -97,7 +97,7 @@ def stop(worker: WorkerProcess) -> None:
 
 
 def number_inside(process: psutil.Process) -> int:
-    """The process's number in its own namespace."""
+    """The process's PID in its own namespace."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith("NSpid:")]
     return int(line.split()[-1])

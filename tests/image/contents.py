@@ -21,23 +21,21 @@ _PATHS = "import json, sys; print(json.dumps([p for p in sys.path if p.endswith(
 def test_no_layer_holds_a_secret_or_a_name_of_this_machine(
     image: Buildah, clues: list[str]
 ) -> None:
-    written = image.written_down()
-    assert [clue for clue in clues if clue in written] == []
+    metadata = image.metadata()
+    assert [clue for clue in clues if clue in metadata] == []
     assert _found_in(image.layers()[1:], clues) == []  # the first is the base
 
 
-def test_nor_does_a_layer_with_a_comfyui(
-    image: Buildah, with_comfyui: str, clues: list[str]
-) -> None:
-    written = image.written_down(with_comfyui)
-    assert [clue for clue in clues if clue in written] == []
+def test_nor_does_a_layer_with_comfyui(image: Buildah, with_comfyui: str, clues: list[str]) -> None:
+    metadata = image.metadata(with_comfyui)
+    assert [clue for clue in clues if clue in metadata] == []
     searched = {layer.tar.name for layer in image.layers()}
     new = [layer for layer in image.layers(with_comfyui) if layer.tar.name not in searched]
     assert new
     assert _found_in(new, clues) == []
 
 
-def test_what_the_image_says_of_itself(image: Buildah) -> None:
+def test_the_images_configuration(image: Buildah) -> None:
     config = image.image_config()
     names = {pair.partition("=")[0] for pair in config["Env"]}
     assert names == set(
@@ -75,7 +73,7 @@ def test_bytecode_is_there_before_the_first_start(image: Buildah) -> None:
 
 
 def test_a_venv_on_the_volume_has_the_images_torch(container: Container) -> None:
-    """As docs/image.md has it made on a Pod, which mounts the volume elsewhere."""
+    """Made as docs/image.md says, on a Pod, which mounts the volume elsewhere."""
     venv = "/runpod-volume/ComfyUI/venv"
     container.output("python3", "-m", "venv", "--system-site-packages", venv)
     assert "torch" in _importable(container, f"{venv}/bin/python", "torch")
@@ -97,7 +95,7 @@ def _importable(container: Container, python: str, *modules: str) -> list[str]:
 
 
 def _found_in(layers: Sequence[Layer], clues: list[str]) -> list[str]:
-    """`CLUE in FILE of layer N`, for anyone who has to find out how it got there."""
+    """`CLUE in FILE of a layer`, to find out how it got there."""
     return [
         f"{place} of a layer of {layer.size} bytes ({layer.tar})"
         for layer in layers

@@ -1,7 +1,7 @@
-"""What this machine's apt and pip are set to, in a form that a build can be lent and forgets.
+"""This machine's configuration of apt and pip, in a form that a build can use but does not keep.
 
-The image must not learn where the packages came from on the machine that built it, so nothing of
-this is an ENV or a COPY: all of it is bound into the build.
+The image must not record where the packages came from on the machine that built it, so none of this
+is an ENV or a COPY: all of it is bound into the build.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-# Where the build sees them: names that tell nothing of this machine.
+# Where the build sees them: names that reveal nothing about this machine.
 _LENT = "/run/packages"
-# Of pip's settings, those that say where packages come from.
+# pip's settings that say where packages come from.
 _KEPT = frozenset(
     "index-url extra-index-url find-links no-index trusted-host proxy retries".split()
 )
-# Paths that tell nothing: every Debian has them.
+# Paths that reveal nothing: every Debian has them.
 _EVERYWHERE = frozenset(("", "/", "/root", "/etc/apt", "/etc/ssl/certs/ca-certificates.crt"))
 _LONG_ENOUGH = 5
-# As pip looks for packages: the best version of all places.
+# As pip does: the best version from any source.
 _UV = ('index-strategy = "unsafe-best-match"',)
 _LISTS = frozenset("extra-index-url find-links trusted-host".split())
 
 
 @dataclass
 class Lent:
-    """Host paths and where a build sees them, in the order they were lent."""
+    """Host paths and where a build sees them, in the order in which they were lent."""
 
     paths: dict[Path, str] = field(default_factory=dict)
 
@@ -43,7 +43,7 @@ class Lent:
         return self.paths.setdefault(path, f"{_LENT}/{len(self.paths)}")
 
     def volumes(self) -> list[str]:
-        """Arguments for buildah: all of them, to be read only."""
+        """Arguments for buildah: all of them, read-only."""
         return [f"--volume={path}:{inside}:ro" for path, inside in self.paths.items()]
 
 
@@ -70,7 +70,7 @@ def lend_packages(folder: Path) -> Lent:
 
 
 def _uv_settings(settings: Mapping[str, str], folder: Path, lent: Lent) -> Path:
-    """The same places for uv, which does not read pip's settings."""
+    """The same sources for uv, which does not read pip's settings."""
     reported = {key: _translated(key, value, lent).split() for key, value in _places(settings)}
     lines = [
         f"{key} = {json.dumps(value if key in _LISTS else value[0])}"
@@ -84,7 +84,7 @@ def _uv_settings(settings: Mapping[str, str], folder: Path, lent: Lent) -> Path:
 
 
 def pip_settings() -> dict[str, str]:
-    """What `pip config list` says, the environment's over the files'."""
+    """What `pip config list` says; the environment overrides files."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     pairs = [line.partition("=") for line in text.splitlines() if "=" in line]
@@ -106,12 +106,12 @@ def debian_source() -> DebianSource:
         *("Created-By: Packages", f"Codename: {suite}", "Component: main"),
     ]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert found, f"apt has no package list of {suite}: run apt-get update"
+    assert found, f"apt has no package list for {suite}: run apt-get update"
     return DebianSource(suite, found[0])
 
 
-def telling(lent: Lent, env: Mapping[str, str] = os.environ) -> list[str]:
-    """Texts that would show in a layer which machine it was built on."""
+def identifying(lent: Lent, env: Mapping[str, str] = os.environ) -> list[str]:
+    """Texts that would reveal in a layer which machine it was built on."""
     words = [word for _, value in _places(pip_settings()) for word in value.split()]
     hosts = {urlsplit(word).hostname or "" for word in words} | {platform.node()}
     repository = str(Path(__file__).resolve().parents[2])
@@ -130,9 +130,9 @@ def _translated(key: str, value: str, lent: Lent) -> str:
 
 
 def _inside(word: str, lent: Lent) -> str:
-    """An address stays, a folder becomes what the build sees of it."""
+    """A URL stays, a path becomes the one that the build sees."""
     if word.startswith("file://"):
-        # An index of files has them beside itself: its parent is lent.
+        # A local index has its files beside it: its parent is lent.
         index = Path(unquote(urlsplit(word).path))
         return f"file://{lent.lend(index.parent)}/{index.name}"
     return lent.lend(Path(word)) if os.path.isabs(word) else word

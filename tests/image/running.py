@@ -1,4 +1,4 @@
-"""What the image's container does. Run by `make image-test`."""
+"""What a container of the image does. Run by `make image-test`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _ANSWER_SECONDS = 120
 _STOP_SECONDS = 30
 
 
-def test_it_boots_works_refuses_and_stops(container: Container) -> None:
+def test_it_boots_does_a_job_refuses_one_and_stops(container: Container) -> None:
     with ControlPlane() as plane, _started(container, plane) as worker:
         plane.wait_for("ready", timeout=_ANSWER_SECONDS)
         assert number_inside(first_process(worker)) == 1
@@ -58,7 +58,7 @@ def test_it_boots_works_refuses_and_stops(container: Container) -> None:
         assert worker.living() == []
 
 
-def test_its_health_from_the_start_to_the_end(container: Container) -> None:
+def test_its_health_from_start_to_end(container: Container) -> None:
     with ControlPlane() as plane, _started(container, plane) as worker:
         wait_until(lambda: container.health(worker, CPU)[1].startswith("starting"), 60)
         assert container.health(worker, CPU)[0] == 1
@@ -75,7 +75,7 @@ def test_its_health_from_the_start_to_the_end(container: Container) -> None:
         assert "comfyui.killed" in container.health(worker, CPU)[1]
 
 
-def test_what_a_node_pack_lacks_is_added_once(container: Container, tmp_path: Path) -> None:
+def test_what_a_node_pack_lacks_is_installed_once(container: Container, tmp_path: Path) -> None:
     (wheels := tmp_path / "wheels").mkdir()
     make_wheel(wheels, "tiny-one", "1.5")
     make_wheel(wheels, "old-friend", "1.0", ["torch<2"])
@@ -101,7 +101,7 @@ def test_what_a_node_pack_lacks_is_added_once(container: Container, tmp_path: Pa
     assert (volume / "imported").read_text() == "1.5 1.5 "
 
 
-def test_a_comfyui_in_the_image_does_the_hubs_jobs_without_a_volume(
+def test_comfyui_in_the_image_does_the_hubs_jobs_without_a_volume(
     image: Buildah, with_comfyui: str, demo: DemoVolume
 ) -> None:
     with image.container(with_comfyui) as (_, root):
@@ -123,7 +123,7 @@ def test_a_comfyui_in_the_image_does_the_hubs_jobs_without_a_volume(
             assert worker.wait(5) == 0
 
 
-def test_without_a_volume_it_answers_what_to_do(image: Buildah) -> None:
+def test_without_a_volume_jobs_are_answered_with_the_fix(image: Buildah) -> None:
     with image.container() as (_, root):
         bare = Container(root, image.image_config(), {})
         with ControlPlane() as plane, _started(bare, plane) as worker:
@@ -138,7 +138,7 @@ def test_without_a_volume_it_answers_what_to_do(image: Buildah) -> None:
 def test_a_boot_leaves_no_process_where_no_namespace_ends_them(
     image: Buildah, demo: DemoVolume, volume: Path
 ) -> None:
-    """By buildah itself, which makes no PID namespace: what the worker leaves would stay."""
+    """Run by buildah itself, without a PID namespace: what the worker leaves would stay."""
     with image.container() as (name, root):
         binds = {volume: "/runpod-volume", **stand_in(demo, root)}
         options = [f"--volume={source}:{place}" for source, place in binds.items()]

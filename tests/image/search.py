@@ -1,4 +1,4 @@
-"""Where in a layer a text stands: which file, for anyone who has to find out how it got there."""
+"""Which file in a layer contains a text, to find out how it got there."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def places(tar: Path, clues: Sequence[str]) -> list[str]:
     """`CLUE in FILE`, each once, for the clues that are anywhere in an uncompressed archive: in a
     file's content, its name, a link's target or the space between.
 
-    A file that is as its Debian package has it tells nothing of this machine: git's release notes,
-    say, hold paths that a checkout can lie at.
+    A file unchanged from its Debian package reveals nothing about this machine: git's release
+    notes, for instance, contain paths that a checkout might have.
     """
     hits = [(clue, at) for clue in clues for at in _offsets(tar, clue.encode())]
     if not hits:
@@ -33,13 +33,13 @@ def places(tar: Path, clues: Sequence[str]) -> list[str]:
 
 
 def _owner(members: Sequence[tarfile.TarInfo], offset: int) -> tarfile.TarInfo | None:
-    """The member that the offset belongs to; a member's own headers stand before its content."""
+    """The member that the offset belongs to; a member's headers come before its content."""
     ends = ((member.offset_data + member.size, member) for member in members)
     return next((member for end, member in ends if offset < end), None)
 
 
 def _shipped(archive: tarfile.TarFile, members: Sequence[tarfile.TarInfo]) -> dict[str, str]:
-    """File → MD5 of its content, as the packages that the layer installs say."""
+    """File → MD5 of its content, according to the packages that the layer installs."""
     sums: dict[str, str] = {}
     for member in members:
         if member.name.startswith(_SUMS[0]) and member.name.endswith(_SUMS[1]):
@@ -64,7 +64,7 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _offsets(path: Path, wanted: bytes) -> Iterator[int]:
-    """Read a piece at a time: the files have gigabytes."""
+    """Read a block at a time: the files are gigabytes."""
     with path.open("rb") as file:
         kept, start = b"", 0
         while piece := file.read(_PIECE):

@@ -1,4 +1,4 @@
-"""The Dockerfile's step that puts a ComfyUI into the image, run by a shell on folders of a test."""
+"""The Dockerfile's step that puts ComfyUI into the image, run by a shell on a test's folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ tiny-one
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A ComfyUI's repository with a tag."""
+    """A ComfyUI repository with a tag."""
     folder = tmp_path / "repository"
     folder.mkdir()
     (folder / "main.py").write_text("print('main')\n")
@@ -47,14 +47,14 @@ def step() -> str:
 
 
 def run(root: Path, env: Mapping[str, str]) -> None:
-    """The step, in a machine whose /comfyui, /opt and /tmp are folders of the test's."""
+    """Run the step with the test's folders as /comfyui, /opt and /tmp."""
     script = re.sub(r"(?<=[ >=])/(comfyui|opt|tmp)\b", rf"{root}/\1", step())
     script = script.replace("/worker/.venv/bin/uv", str(Path(sys.executable).with_name("uv")))
     (root / "tmp").mkdir()
     subprocess.run(["sh", "-ec", script], env={**os.environ, **env}, check=True)
 
 
-def test_a_version_is_there_compiled_with_what_it_needs_but_torch(
+def test_a_version_is_installed_and_compiled_with_its_requirements_but_torch(
     tmp_path: Path, repository: Path
 ) -> None:
     root, wheels = tmp_path / "root", tmp_path / "wheels"
@@ -84,6 +84,6 @@ def test_a_version_is_there_compiled_with_what_it_needs_but_torch(
     assert list((root / "tmp").iterdir()) == []
 
 
-def test_without_a_version_there_is_none(tmp_path: Path) -> None:
+def test_without_a_version_nothing_is_installed(tmp_path: Path) -> None:
     run(tmp_path, {"COMFYUI_VERSION": ""})
     assert not (tmp_path / "comfyui").exists()

@@ -31,7 +31,7 @@ def layer(folder: Path, files: Mapping[str, str]) -> Path:
     return path
 
 
-def test_a_layer_without_them_has_no_places(tmp_path: Path) -> None:
+def test_nothing_is_found_in_a_layer_without_the_clues(tmp_path: Path) -> None:
     assert places(layer(tmp_path, {"one": "nothing"}), [CLUE, "secret"]) == []
 
 
@@ -56,7 +56,7 @@ def test_a_name_too_long_for_its_header_is_found_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("piece", [1, 2, 7, 512])
-def test_what_lies_across_two_pieces_is_found(
+def test_a_clue_across_two_blocks_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
     monkeypatch.setattr(search, "_PIECE", piece)
@@ -75,7 +75,7 @@ def test_a_file_identical_to_its_debian_packages_is_skipped(tmp_path: Path) -> N
     assert places(layer(tmp_path, {"etc/other": text, **sums}), [CLUE]) == [f"{CLUE} in etc/other"]
 
 
-def test_what_is_between_files_is_found(tmp_path: Path) -> None:
+def test_a_clue_between_files_is_found(tmp_path: Path) -> None:
     tar = layer(tmp_path, {"one": "1"})
     with tar.open("ab") as file:
         file.write(CLUE.encode())

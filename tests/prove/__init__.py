@@ -1,1 +1,1 @@
-"""Long proofs, run by hand; their short versions are among the tests."""
+"""Long tests, run by hand (`make prove`); their short versions are among the tests."""

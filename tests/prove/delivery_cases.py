@@ -14,7 +14,7 @@ from tests.prove.places import CannotInject
 
 
 def volume_full(patient: Patient) -> Outcome:
-    """`ComfyUI/output` is a disk of its own, with nothing left on it."""
+    """`ComfyUI/output` is a separate disk with no space left."""
     output = patient.volume / "ComfyUI" / "output"
     with _small_disk(output):
         filler = output / "filler"
@@ -36,8 +36,8 @@ def _small_disk(place: Path) -> Iterator[None]:
 
 
 def volume_gone(patient: Patient) -> Outcome:
-    """The mount disappears: staged code keeps running, and the picture comes in the reply. Then it
-    returns."""
+    """The volume disappears: staged code keeps running, and the picture comes in the reply. Then it
+    comes back."""
     away = patient.volume.with_name("away")
     patient.volume.rename(away)
     try:
@@ -47,7 +47,7 @@ def volume_gone(patient: Patient) -> Outcome:
 
 
 def plane_refuses(patient: Patient) -> Outcome:
-    """A result that is answered with 400 is not sent again: it is where the log says."""
+    """A result answered with 400 is not sent again: it is on the volume, where the log says."""
     patient.plane.faults.answer("done", 400)
     return _only_on_the_volume(patient)
 
@@ -75,6 +75,6 @@ def _only_on_the_volume(patient: Patient) -> Outcome:
 
 
 def plane_recovers(patient: Patient) -> Outcome:
-    """The SDK sends again what was answered with 500."""
+    """The SDK resends a result that was answered with 500."""
     patient.plane.faults.answer("done", 500)
     return completed(patient.answered(patient.submit(plain())))

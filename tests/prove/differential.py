@@ -1,10 +1,10 @@
-"""Generated workflows, through the worker and straight to the same ComfyUI: what the one runs, the
-other runs, with the same files from the same nodes.
+"""Generated workflows, through the worker and straight to the same ComfyUI: both must run the same
+ones, with the same number of results from each node.
 
     python -m tests.prove.differential [--workflows 2000] [--first 0]
 
-Branches that are broken (links to nowhere, files that are missing), nodes that nothing needs,
-savers with the same inputs, nodes that expand into others, results from ComfyUI's cache.
+They have broken branches (links to nowhere, missing files), nodes that nothing needs, savers with
+the same inputs, nodes that expand into others, and results from ComfyUI's cache.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _output(dice: random.Random, nodes: Workflow, picture: str, number: int) -> 
 
 
 def direct(url: str, workflow: Workflow) -> Counter[str] | None:
-    """Results by node; None where ComfyUI refuses the workflow, or a node fails."""
+    """Results by node; None if ComfyUI rejects the workflow, or a node fails."""
     body = {"prompt": workflow, "client_id": "differential"}
     answer = requests.post(f"{url}/prompt", json=body, timeout=60)
     if answer.status_code != 200:
@@ -99,7 +99,7 @@ def direct(url: str, workflow: Workflow) -> Counter[str] | None:
 
 
 def _by_node(outputs: dict[str, Any]) -> Counter[str]:
-    """Files that are kept, or previews where there is nothing else, as the worker answers."""
+    """Kept files and texts, or previews if there is nothing else, as the worker replies."""
     files = [
         (node, item)
         for node, output in outputs.items()
@@ -114,7 +114,7 @@ def _by_node(outputs: dict[str, Any]) -> Counter[str]:
 
 
 def through(worker: BootedWorker, workflow: Workflow) -> Counter[str] | None:
-    """The same of the worker's reply."""
+    """The same from the worker's reply."""
     reply = worker.ask({"workflow": workflow, "max_wait": 60})
     if reply["status"] != "completed":
         return None
@@ -122,7 +122,7 @@ def through(worker: BootedWorker, workflow: Workflow) -> Counter[str] | None:
 
 
 def differences(worker: BootedWorker, numbers: Sequence[int]) -> list[str]:
-    """Where the worker does not do what ComfyUI does; some workflows are sent twice."""
+    """Where the worker does not do what ComfyUI does; every fifth workflow is sent twice."""
     found: list[str] = []
     for number in numbers:
         workflow = generated(number)
@@ -134,7 +134,7 @@ def differences(worker: BootedWorker, numbers: Sequence[int]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when there is no difference."""
+    """0 if there is no difference."""
     parser = argparse.ArgumentParser(prog="tests.prove.differential", description=__doc__)
     parser.add_argument("--workflows", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0, help="the number of the first one")

@@ -70,7 +70,7 @@ def unreadable_history(patient: Patient) -> Outcome:
 
 
 def port_taken(patient: Patient) -> Outcome:
-    """Someone takes ComfyUI's port before it is back."""
+    """Another process takes ComfyUI's port before it is back."""
     dying = patient.comfyui
     dying.kill()
     with socket.socket() as stranger:
@@ -83,7 +83,7 @@ def port_taken(patient: Patient) -> Outcome:
 
 
 def port_taken_late(patient: Patient) -> Outcome:
-    """Someone takes the port while ComfyUI starts, when it has been found free."""
+    """Another process takes the port while ComfyUI starts, after it was found free."""
     dying = patient.comfyui
     dying.kill()
     wait_until(lambda: not dying.is_running())
@@ -122,7 +122,7 @@ def socket_silent(patient: Patient) -> Outcome:
 
 
 def connections_dead(patient: Patient) -> Outcome:
-    """All of the worker's connections to ComfyUI, socket and requests, fall into a black hole."""
+    """All of the worker's connections to ComfyUI, socket and requests, lose all packets."""
     job = patient.begun(3.0)
     since = time.monotonic() + 3.0
     with black_hole(patient.worker.pid, patient.port) as count:
@@ -141,8 +141,8 @@ def poisoned(patient: Patient) -> Outcome:
 
 
 def cancelled(patient: Patient) -> Outcome:
-    """A node that does not listen: the GPU is idle within two seconds all the same, counted from
-    when the SDK hears of it, which rests for a second between its polls."""
+    """A node that ignores interrupts: ComfyUI is ended within two seconds all the same, counted
+    from when the SDK receives the stop; it pauses for a second between its polls."""
     lines = len(patient.worker.lines)
     job = patient.submit(_stubborn())
     patient.worker.wait_for_line("got prompt", 60, after=lines)
@@ -165,7 +165,7 @@ def _stubborn() -> dict[str, Any]:
 
 
 def crash_loop(patient: Patient) -> Outcome:
-    """ComfyUI cannot start any more: reported, at once from the third time; then it can again."""
+    """ComfyUI cannot start any more: reported, from the third time at once; then it can again."""
     main = _staged_main(patient)
     text = main.read_text()
     main.write_text("raise SystemExit('broken by the test')\n")
@@ -196,13 +196,13 @@ FAULTS: dict[str, Inject] = {
     "result is not JSON": not_json,
     "history unreadable": unreadable_history,
     "port taken at restart": port_taken,
-    "port taken in the start": port_taken_late,
+    "port taken during start": port_taken_late,
     "socket dropped": socket_dropped,
     "socket silent": socket_silent,
     "connections dead": connections_dead,
     "GPU out of memory": out_of_memory,
     "GPU error that poisons": poisoned,
-    "cancel, node deaf": cancelled,
+    "cancel, node ignores it": cancelled,
     "volume full": delivery_cases.volume_full,
     "volume gone and back": delivery_cases.volume_gone,
     "result answered 400": delivery_cases.plane_refuses,
@@ -218,11 +218,11 @@ ON_A_MOUNT: dict[str, Inject] = {
     "volume silent and needed": silent_volume_cases.silent_and_needed,
 }
 IN_A_CONTAINER: dict[str, Inject] = {
-    "killed for want of memory": memory_cases.killed_by_the_kernel,
+    "killed, out of memory": memory_cases.killed_by_the_kernel,
     "memory short, can be freed": memory_cases.near_the_limit_and_freed,
     "memory short for good": memory_cases.near_the_limit_for_good,
 }
-# Those after which ComfyUI need not start again: seconds each.
+# Those after which ComfyUI need not restart: seconds each.
 QUICK = (
     "socket dropped", "socket silent", "connections dead", "GPU out of memory", "volume full",
     "volume gone and back", "result answered 400", "result answered 500 once",

@@ -2,11 +2,11 @@
 
     python -m tests.prove.faults [--times 20] [--only NAME …]
 
-Prints a row for each fault: how often it was injected and answered rightly, median and worst time
+Prints a row for each fault: how often it was injected and answered correctly, median and worst time
 to the answer, how often the next job was right, and results that were neither in the reply nor on
-the volume. Some need root: a volume that falls silent is a FUSE mount that is stopped, a container
-that is short of memory a control group, dead connections a rule of iptables. Where this machine
-does not allow one, its row says so.
+the volume. Some need root: a silent volume is a stopped FUSE mount, a container short of memory a
+control group, dead connections an iptables rule. Where this machine does not allow one, its row
+says so.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WARDS = (
     (IN_A_CONTAINER, Place(memory=CONTAINER_BYTES)),
 )
 _ROW = "{:26} {:>8} {:>8} {:>9} {:>9} {:>10} {:>6}"
-HEAD = _ROW.format("fault", "injected", "rightly", "median s", "worst s", "next right", "lost")
+HEAD = _ROW.format("fault", "injected", "correct", "median s", "worst s", "next right", "lost")
 
 
 @dataclass
@@ -49,8 +49,8 @@ class Tally:
     @property
     def good(self) -> bool:
         """Was everything right? A fault that cannot be injected here does not count."""
-        rightly = sum(outcome.right for outcome in self.outcomes)
-        return rightly == self.next_right == len(self.outcomes) and not self.lost
+        correct = sum(outcome.right for outcome in self.outcomes)
+        return correct == self.next_right == len(self.outcomes) and not self.lost
 
     def __str__(self) -> str:
         if not self.outcomes:
@@ -107,7 +107,7 @@ def _works(ill: Patient) -> bool:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table; 0 when every fault was answered rightly and nothing was lost."""
+    """Print the table; 0 if every fault was answered correctly and nothing was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--only", nargs="+", choices=ALL, default=list(ALL), metavar="NAME")
@@ -119,13 +119,13 @@ def main(argv: Sequence[str]) -> int:
         tallies += _in_a_ward([n for n in arguments.only if n in names], arguments.times, place)
     injected = sum(len(tally.outcomes) for tally in tallies)
     good = all(tally.good for tally in tallies)
-    verdict = "all answered rightly, nothing lost" if good else "NOT all as it should be"
+    verdict = "all answered correctly, nothing lost" if good else "NOT all correct"
     print(f"{injected} faults in {time.monotonic() - started:.0f} s: {verdict}")
     return 0 if good else 1
 
 
 def _in_a_ward(names: Sequence[str], times: int, place: Place) -> list[Tally]:
-    """Do these faults to a patient of their own, in such a place."""
+    """Inject these faults into a new worker in this place."""
     if not names:
         return []
 

@@ -2,8 +2,8 @@
 
     python -m tests.prove.freeze [--seconds 150] [--rounds 2]
 
-The longest of them that can run while no job does is 120 s (a slow answer of ComfyUI). The wall
-clock is moved by a day and back; see tests/end_to_end/test_thaw.py.
+The longest that can be running without a job is 120 s (a slow answer from ComfyUI). The wall clock
+is moved by a day and back; see tests/end_to_end/test_thaw.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.end_to_end.test_thaw import (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Freeze, thaw, send a job; raises AssertionError when one is not served."""
+    """Freeze, thaw, send a job; raises AssertionError if one is not served."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=150.0)
     parser.add_argument("--rounds", type=int, default=2)

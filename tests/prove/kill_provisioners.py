@@ -2,11 +2,11 @@
 
     python -m tests.prove.kill_provisioners
 
-Each process fetches the same models from a slow server on this machine; one is killed with SIGKILL
-every now and then and begun again at once. A watcher looks at every file under its final name all
-the time: wrong content once, or a good file gone or replaced, is a failure. At the end one more
-run must have everything there. Disks: `real`, `no-links` (hard links fail), `no-links-no-rename`
-(neither do they nor renameat2), `no-locks` (O_EXCL excludes no one from a lease).
+Each process fetches the same models from a slow local server; again and again one is killed with
+SIGKILL and restarted at once. After each kill every file under its final name is checked: wrong
+content, or a good file gone or replaced, is a failure. At the end one more run must complete
+everything. Disks: `real`, `no-links` (hard links fail), `no-links-no-rename` (so does renameat2),
+`no-locks` (O_EXCL does not protect leases).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class FaultyDisk(Disk):
 
 @dataclass
 class Tally:
-    """What came of it."""
+    """The results."""
 
     kills: int = 0
     wrong: int = 0
@@ -149,7 +149,7 @@ def _all_there(models: Path, contents: dict[str, bytes]) -> bool:
 
 
 def _look(models: Path, contents: dict[str, bytes], tally: Tally) -> None:
-    """Every file that has its final name must be whole, and stay the file it was."""
+    """Every file under its final name must be complete, and stay the same file."""
     for name, data in contents.items():
         path = models / "loras" / name
         try:
@@ -165,7 +165,7 @@ def _look(models: Path, contents: dict[str, bytes], tally: Tally) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the figure for each disk; 0 when nothing was wrong, lost or missing."""
+    """Print the results for each disk; 0 if nothing was wrong, lost or missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)

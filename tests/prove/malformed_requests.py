@@ -2,9 +2,9 @@
 
     python -m tests.prove.malformed_requests [--requests 10000] [--seed N]
 
-Each gets an answer that is JSON, fits docs/reply.schema.json, has a code that is listed and says
-what to do; none makes the worker fail, shows a secret, or leaves a file where none belongs. Now and
-then a good request must be served by the same ComfyUI process. Printed: answers by code.
+Each gets a reply that is JSON, matches docs/reply.schema.json, has a listed code and says what to
+do; none makes the worker fail, shows a secret, or leaves a file where none belongs. Now and then a
+good request must be served, and ComfyUI must never restart. Prints the number of replies by code.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WHOLE_EVERY = 250
 
 
 def hurl(worker: BootedWorker, volume: Path, count: int, first: int) -> Counter[str]:
-    """Ask `count` times; answers by code. Raises AssertionError at the first that is not right."""
+    """Ask `count` times; replies by code. Raises AssertionError at the first that is not right."""
     codes: Counter[str] = Counter()
     files = elsewhere(worker, volume)
 
@@ -54,7 +54,7 @@ def hurl(worker: BootedWorker, volume: Path, count: int, first: int) -> Counter[
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print what came of it; 0 when every answer was right."""
+    """Print the results; 0 if ComfyUI never restarted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
@@ -81,7 +81,7 @@ def _report(worker: BootedWorker, volume: Path, count: int, first: int) -> int:
     alive = worker.serving.comfyui.starts == life
     print(
         f"{codes.total()} requests in {time.monotonic() - start:.0f} s (seed {first}), "
-        f"{len(codes)} kinds of answer, ComfyUI {'never restarted' if alive else 'RESTARTED'}"
+        f"{len(codes)} kinds of reply, ComfyUI {'never restarted' if alive else 'RESTARTED'}"
     )
     return 0 if alive else 1
 

@@ -14,7 +14,7 @@ CONTAINER_BYTES = 2_000_000_000
 
 
 def killed_by_the_kernel(patient: Patient) -> Outcome:
-    """A node takes memory without end."""
+    """A node allocates memory without end."""
     job = patient.submit(through("TestMemory", way="without end", megabytes=0))
     outcome = refused(patient.answered(job), "comfyui.died", "comfyui.killed")
     said = patient.plane.result(job)["error"]
@@ -22,7 +22,7 @@ def killed_by_the_kernel(patient: Patient) -> Outcome:
 
 
 def near_the_limit_and_freed(patient: Patient) -> Outcome:
-    """What ComfyUI keeps in its caches: it lets go of it, and goes on."""
+    """Memory in ComfyUI's caches: ComfyUI frees it and keeps running."""
     before = patient.comfyui.pid
     outcome = _after_filling(patient, "cached", 93.0, "asking ComfyUI to free")
     room = patient.container is not None and patient.container.megabytes_until(90.0) > 0
@@ -30,14 +30,14 @@ def near_the_limit_and_freed(patient: Patient) -> Outcome:
 
 
 def near_the_limit_for_good(patient: Patient) -> Outcome:
-    """What a node never lets go of: only a new process helps."""
+    """Memory that a node never frees: only a restart helps."""
     before = patient.comfyui.pid
     outcome = _after_filling(patient, "for good", 96.5, "still in use; restarting ComfyUI")
     return replace(outcome, right=outcome.right and patient.comfyui.pid != before)
 
 
 def _after_filling(patient: Patient, way: str, percent: float, said: str) -> Outcome:
-    """The job after one that left so much of the memory in use: what it took, and what was said."""
+    """The outcome of a job after one that filled memory to `percent`; `said` must be logged."""
     if patient.container is None:
         raise CannotInject("the patient has no container")
     missing = patient.container.megabytes_until(percent)

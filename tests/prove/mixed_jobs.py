@@ -1,9 +1,9 @@
-"""Mixed jobs, many at once, on a busy machine: each answered once, in time, with exactly its files.
+"""Mixed jobs, several at once, on a busy machine: each answered once, in time, with just its files.
 
     python -m tests.prove.mixed_jobs [--jobs 5000] [--delivery base64|volume|s3|all]
                                      [--prefetch 0|1|4] [--quiet-machine]
 
-A real worker in production mode on a real ComfyUI; both cores are burdened by other processes.
+A real worker in production mode on a real ComfyUI; other processes keep all cores busy.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DELIVERIES = ("base64", "volume", "s3")
 
 @dataclass
 class Tally:
-    """What came of the jobs so far."""
+    """The results so far."""
 
     answered: int = 0
     files: int = 0
@@ -95,7 +95,7 @@ def _judge(scene: Scene, job: MixedJob, name: str, tally: Tally) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when every job was answered once with exactly its files."""
+    """0 if every job was answered once, with exactly its files, and the worker exited with 0."""
     parser = argparse.ArgumentParser(prog="tests.prove.mixed_jobs", description=__doc__)
     parser.add_argument("--jobs", type=int, default=5000)
     parser.add_argument("--first", type=int, default=0, help="number of the first job")

@@ -1,4 +1,4 @@
-"""How a fault was answered, and whether that was right."""
+"""How a fault was answered, and whether correctly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Answer = tuple[dict[str, Any], float]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a fault was answered: in `seconds`, rightly or not; `said` is for anyone who wonders."""
+    """How a fault was answered: in `seconds`, correctly or not; `said` explains a failure."""
 
     right: bool
     seconds: float
@@ -19,7 +19,7 @@ class Outcome:
 
 
 def refused(answer: Answer, code: str, cause: str = "") -> Outcome:
-    """Right when the error has this code, and this cause in its details."""
+    """Right if the error has this code, and this cause in its details."""
     output, seconds = answer
     found = (output.get("error_code", ""), output.get("details", {}).get("cause", ""))
     right = found == (code, cause) and bool(output.get("error") or output.get("fix"))
@@ -27,7 +27,7 @@ def refused(answer: Answer, code: str, cause: str = "") -> Outcome:
 
 
 def completed(answer: Answer, warned: str = "") -> Outcome:
-    """Right when the job is done, with a warning of these words where some are given."""
+    """Right if the job completed, with a warning that contains `warned`, if given."""
     output, seconds = answer
     reported = any(warned in warning for warning in output.get("warnings", [])) or not warned
     right = output.get("status") == "completed" and reported

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import random
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +19,7 @@ from tests.end_to_end.test_faults import through
 from tests.end_to_end.test_worker import plain
 from tests.prove.places import Container, Mount, Place, container, mount_of
 from tests.support.control_plane import ControlPlane
-from tests.support.worker_process import WorkerProcess
+from tests.support.worker_process import WorkerProcess, free_port
 
 START_SECONDS = 120.0
 ANSWER_SECONDS = 100.0
@@ -31,8 +28,8 @@ _ANYWHERE = Place()
 
 @dataclass
 class Patient:
-    """The worker, its control plane and its volume, as it is behind a `mount` where there is one.
-    `lost` counts results that are nowhere."""
+    """The worker, its control plane and its `volume`: the folder itself, also if the worker sees it
+    through a `mount`. `lost` counts results that are nowhere."""
 
     plane: ControlPlane
     worker: WorkerProcess
@@ -45,12 +42,12 @@ class Patient:
     _pictures: dict[str, int] = field(default_factory=dict)
 
     def submit(self, workflow: dict[str, Any], **more: Any) -> str:
-        """A job on its way, its pictures named after nothing before: 1 to 8, the next job more than
-        the last, and one of a second saver."""
+        """Submit a job with new names for its pictures: 1, 2, 4 or 8 in turn, from each of two
+        savers."""
         self._number += 1
         workflow["2"]["inputs"].setdefault("filename_prefix", f"fault-{self._number}")
         count = (1, 2, 4, 8)[self._number % 4]
-        # No result comes from ComfyUI's cache.
+        # So that no result comes from ComfyUI's cache.
         workflow["1"]["inputs"] |= {"color": self._number, "batch_size": count}
         beside = {"images": workflow["2"]["inputs"]["images"], "filename_prefix": "beside"}
         workflow["beside"] = {"class_type": "SaveImage", "inputs": beside}
@@ -60,7 +57,7 @@ class Patient:
         return job
 
     def answer(self, job: str) -> dict[str, Any]:
-        """What was posted for it: the output, status and code in it."""
+        """The output that was posted for it, with status and error code."""
         output: dict[str, Any] = self.plane.result(job, ANSWER_SECONDS + 20)["output"]
         self._look_for_results(output)
         if output.get("status") == "completed":
@@ -69,17 +66,17 @@ class Patient:
         return output
 
     def run(self, class_type: str, **inputs: Any) -> tuple[dict[str, Any], float]:
-        """A job through a node that misbehaves: the answer, and the seconds since it was taken."""
+        """A job through a faulty node: the answer, and the seconds since it was taken."""
         return self.answered(self.submit(through(class_type, **inputs)))
 
     def answered(self, job: str, since: float | None = None) -> tuple[dict[str, Any], float]:
-        """The answer to a job, and the seconds from `since`, or its being taken, to it."""
+        """The answer to a job, and the seconds to it from `since`, or from when it was taken."""
         output = self.answer(job)
         begun = self.plane.wait_for("take", job).at if since is None else since
         return output, self.plane.wait_for("done", job).at - begun
 
     def begun(self, seconds: float = 600.0) -> str:
-        """A job that now runs on ComfyUI, for `seconds`."""
+        """A job that is running on ComfyUI now, for `seconds`."""
         lines = len(self.worker.lines)
         job = self.submit(through("TestSleep", seconds=seconds))
         self.worker.wait_for_line("got prompt", 60, after=lines)
@@ -97,10 +94,10 @@ class Patient:
             words = process.command.split()
             if "main.py" in words and "child_guard.py" not in process.command:
                 return psutil.Process(process.pid)
-        raise AssertionError("no ComfyUI runs")
+        raise AssertionError("ComfyUI is not running")
 
     def _look_for_results(self, output: dict[str, Any]) -> None:
-        """Of a completed job each picture must be in the reply, or whole on the volume."""
+        """Count as lost each result that is a picture neither in the reply nor on the volume."""
         for result in output.get("results", ()):
             content = base64.b64decode(result.get("image") or "")
             kept = self.volume / result["path"] if "path" in result else None
@@ -112,15 +109,15 @@ class Patient:
 def patient(
     folder: Path, demo: DemoVolume | None = None, place: Place = _ANYWHERE
 ) -> Iterator[Patient]:
-    """One that is ready; everything in `folder`, an empty one. Raises CannotInject where there can
-    be no such place."""
+    """A worker that is ready, with all its files in the empty `folder`. Raises CannotInject if
+    there can be no such place."""
     demo = demo or ensure()
     volume = furnished(demo, folder / "volume")
     with ExitStack() as stack:
         mounted = stack.enter_context(mount_of(volume)) if place.mount else None
         limited = stack.enter_context(container(place.memory)) if place.memory else None
         plane = stack.enter_context(ControlPlane(hold_seconds=1))
-        port = _free_port()
+        port = free_port()
         shown = mounted.path if mounted is not None else volume
         env = environment(demo, shown, folder / "work") | plane.worker_env(skip_fitness=True)
         command = [sys.executable, "-m", "handler"]
@@ -130,12 +127,3 @@ def patient(
         stack.enter_context(worker)
         plane.wait_for("ready", timeout=START_SECONDS)
         yield Patient(plane, worker, volume, port, mounted, limited)
-
-
-def _free_port() -> int:
-    """As the real one below those that the system hands out: no one takes it by chance."""
-    while True:
-        port = random.randint(20_000, 30_000)
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return port

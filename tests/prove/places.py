@@ -1,4 +1,4 @@
-"""What a patient lies on and in: a volume that can fall silent, a container with little memory."""
+"""Where a patient runs: on a volume that can fall silent, in a container with little memory."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class CannotInject(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a patient is: with its volume on a mount or in plain folders, in a container with so
-    many bytes of memory or in none (0)."""
+    """Where a patient runs: with its volume on a mount or in a plain folder, in a container with
+    `memory` bytes or in none (0)."""
 
     mount: bool = False
     memory: int = 0
 
 
 class Mount:
-    """A network volume: a folder behind a mount."""
+    """A network volume: a folder served at a mount."""
 
     def __init__(self, volume: SimulatedVolume) -> None:
         self.path = volume.mountpoint
@@ -43,7 +43,7 @@ class Mount:
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Anyone who asks it for anything waits until the end of the block."""
+        """Every call to it hangs until the end of the block."""
         os.kill(self._volume.pid, signal.SIGSTOP)
         try:
             yield
@@ -53,7 +53,7 @@ class Mount:
 
 @contextmanager
 def mount_of(folder: Path) -> Iterator[Mount]:
-    """`folder` behind a mount. Raises CannotInject."""
+    """`folder` served at a mount. Raises CannotInject."""
     try:
         with mounted(folder, folder.with_name("mounted"), _NO_DELAYS) as volume:
             yield Mount(volume)
@@ -72,26 +72,26 @@ class Container:
         self._total = "" if version == 2 else "total_"
 
     def limit(self, size: int) -> None:
-        """Bytes that all in it may use together."""
+        """Limit the bytes that all processes in it may use together."""
         (self._folder / self._names[0]).write_text(str(size))
         for swap in ("memory.swap.max", "memory.memsw.limit_in_bytes"):
             with contextlib.suppress(OSError):
                 (self._folder / swap).write_text("0" if swap.endswith("max") else str(size))
 
     def around(self, command: Sequence[str]) -> list[str]:
-        """`command`, as to be run in here with all it starts."""
+        """`command`, so that it and all it starts run in here."""
         enter = 'echo $$ > "$0" && exec "$@"'
         return ["sh", "-c", enter, str(self._folder / "cgroup.procs"), *command]
 
     def megabytes_until(self, percent: float) -> int:
-        """What is missing until so much of the limit is taken for good."""
+        """What is missing until `percent` of the limit is in use, page cache not counted."""
         limit, used = (read_integer(self._folder / name) or 0 for name in self._names)
         table = read_table(self._folder / "memory.stat")
         pages = sum(table.get(f"{self._total}{kind}_file", 0) for kind in ("inactive", "active"))
         return int((limit * percent / 100 - (used - pages)) / 1e6)
 
     def remove(self) -> None:
-        """Once nothing runs in it; the kernel takes a moment to notice."""
+        """Remove it once nothing runs in it; the kernel takes a moment to notice."""
         for _ in range(100):
             with contextlib.suppress(OSError):
                 self._folder.rmdir()
@@ -101,8 +101,8 @@ class Container:
 
 @contextmanager
 def black_hole(process: int, port: int) -> Iterator[int]:
-    """The connections that a process has to a port of this machine lose all packets both ways, and
-    no one is reported; new ones are fine. Yields how many they are. Raises CannotInject."""
+    """A process's connections to a local port lose all packets both ways, without an error; new
+    ones are fine. Yields how many they are. Raises CannotInject."""
     ends = {
         connection.laddr.port
         for connection in psutil.Process(process).net_connections("tcp4")
@@ -122,7 +122,7 @@ def black_hole(process: int, port: int) -> Iterator[int]:
 
 @contextmanager
 def container(size: int) -> Iterator[Container]:
-    """One with `size` bytes of memory, below our own. Raises CannotInject."""
+    """A control group with `size` bytes of memory, below our own. Raises CannotInject."""
     for version, own in group_folders(Path("/"), "memory"):
         if not (own / "memory.stat").is_file():
             continue

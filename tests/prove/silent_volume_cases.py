@@ -1,4 +1,4 @@
-"""A volume whose mount answers nothing any more, and is back later."""
+"""A volume whose mount stops responding, and later comes back."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def silent_to_the_end(patient: Patient) -> Outcome:
 
 
 def _asks_the_volume(patient: Patient, mount: Mount, **more: float) -> str:
-    """A job of which a node is at that."""
+    """A running job with a node that keeps looking up files on the volume."""
     lines = len(patient.worker.lines)
     job = patient.submit(through("TestAskVolume", folder=str(mount.path), seconds=60.0), **more)
     patient.worker.wait_for_line("got prompt", 60, after=lines)

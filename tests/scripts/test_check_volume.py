@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 from bootstrap.core.text import MB
+from bootstrap.volume.find_comfyui import USUAL_ROOTS
 from scripts.check_volume import main
 from scripts.one_file import write
-from scripts.progress import Progress
+from scripts.printing import ScanProgress
 from tests.support.model_folders import safetensors
 from tests.support.volumes import healthy
 
@@ -325,6 +326,14 @@ def test_an_unresolved_secret_is_this_machines_and_reported_once(root: Path) -> 
     ]
 
 
+def test_a_volume_path_that_is_not_valid_is_the_only_thing_said_of_it() -> None:
+    if any(usual.exists() for usual in USUAL_ROOTS):
+        pytest.skip("a usual mount point is there")
+    found = codes(run(VOLUME_PATH="data"))
+    assert "settings.invalid" in found and "volume.not_found" not in found
+    assert "volume.not_found" in codes(run())
+
+
 def test_a_volume_of_models_only_is_offered_the_image_that_has_comfyui(root: Path) -> None:
     os.rename(root / "ComfyUI/models", root / "models")
     shutil.rmtree(root / "ComfyUI")
@@ -386,7 +395,7 @@ def test_a_long_look_shows_on_a_terminal_how_far_it_is(
     clock = iter([100.0, 100.5, 102.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(sys, "stderr", stream)
-    with Progress("looking at the volume") as progress:
+    with ScanProgress("looking at the volume") as progress:
         progress.update(7)  # too early to be worth a line
         progress.update(1234)
     shown = "\rlooking at the volume: 1,234 files and folders \r\033[K"

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from demo.volume import DemoVolume
-from scripts import cli
 from scripts.cli import COMMANDS, main
 from tests.support.sources import ROOT
 
@@ -119,14 +118,10 @@ def test_all_of_it_is_named() -> None:
         (["nodes", "veriffy"], "Did you mean verify?"),
         (["submit", "--outptu", "x"], "unrecognized arguments: --outptu. Did you mean --output?"),
         (["doctor", "/workspac"], "Did you mean this?\n  comfyui-worker doctor /workspace\n"),
-        (["serve", "--port", "many"], "'many' is not a port: a number from 1 to 65535"),
-        (["serve", "--local", "--port", "70000"], "a number from 1 to 65535"),
-        (["serve", "--port", "0"], "a number from 1 to 65535"),
-        (["serve", "--local", "--host", "192.0.2.1"], "one:\n  comfyui-worker serve --local\n"),
-        (
-            ["serve", "--local", "--host", "no.such.invalid"],
-            "one:\n  comfyui-worker serve --local\n",
-        ),
+        (["serve", "--port", "many"], "argument --port: invalid int value: 'many'"),
+        (["serve", "--local", "--port", "70000"], "70000 (a port is a number from 1 to 65535)"),
+        (["serve", "--local", "--port", "0"], "one: `comfyui-worker serve --local --port 8"),
+        (["serve", "--local", "--host", "192.0.2.1"], "one: `comfyui-worker serve --local`\n"),
     ],
 )
 def test_what_is_typed_wrongly_is_a_line_or_two(arguments: list[str], said: str) -> None:
@@ -140,25 +135,14 @@ def test_a_port_in_use_is_said_before_anything_is_started() -> None:
         port = taken.getsockname()[1]
         done = typed("serve", "--local", "--port", str(port))
     assert done.returncode == 2
-    said, typed_next = done.stderr.splitlines()
+    said, hint = done.stderr.splitlines()
     assert said == (
-        f"comfyui-worker: cannot listen on 127.0.0.1:{port} (Address already in use). "
-        "Choose another one:"
+        f"error[worker.cannot_listen]: The local API cannot listen on 127.0.0.1:{port} (Address "
+        "already in use)."
     )
-    *command, other = typed_next.split()
-    assert " ".join(command) == "comfyui-worker serve --local --port"
-    assert cli._cannot_listen("127.0.0.1", int(other)) is None
-
-
-def test_an_address_of_either_family_can_be_listened_on() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert cli._taken("::1", port, "serve") == cli._taken("localhost", 0, "serve") == ""
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
-        port = taken.getsockname()[1]
-        said = cli._taken("::1", port, "serve")
-        assert said.startswith(f"cannot listen on [::1]:{port} (Address already")
-        assert "\n  serve --host ::1 --port " in said
+    assert re.fullmatch(
+        r"hint: Choose another one: `comfyui-worker serve --local --port \d+`", hint
+    )
 
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:

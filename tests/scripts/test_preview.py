@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from scripts.preview import Previews, drawn, image_in, way_of
+from scripts.preview import Previews, drawn, image_in, protocol_of
 
 
 def jpeg(side: int = 40, colour: str = "red") -> bytes:
@@ -26,7 +26,7 @@ def update(image: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("env", "way"),
+    ("env", "protocol"),
     [
         ({"TERM": "xterm-kitty"}, "kitty"),
         ({"TERM": "xterm", "KITTY_WINDOW_ID": "1"}, "kitty"),
@@ -37,8 +37,8 @@ def update(image: bytes) -> dict[str, Any]:
         ({}, None),
     ],
 )
-def test_the_terminal_says_how_it_shows_pictures(env: dict[str, str], way: str | None) -> None:
-    assert way_of(env) == way
+def test_the_terminal_says_how_it_shows_pictures(env: dict[str, str], protocol: str | None) -> None:
+    assert protocol_of(env) == protocol
 
 
 def test_kitty_gets_a_png_in_chunks() -> None:

@@ -99,6 +99,9 @@ TURNS = [
     Turn("volume.models_unread", model("downloads/'q'.safetensors")),
     Turn("volume.models_unread", model("my models/deeper/x.safetensors"), "below"),
     Turn("models.web_page", written(f"{MODELS}/x.safetensors", "<html>Log in</html>"), "outside"),
+    Turn("models.web_page", written("x.safetensors", "<html>Log in</html>"), "at the root"),
+    Turn("models.web_page", written("new/x.safetensors", "<html>Log in</html>"), "in a new folder"),
+    Turn("models.empty_file", written("ComfyUI/x.ckpt", ""), "beside ComfyUI"),
     Turn("models.empty_file", written(f"{MODELS}/lora/x.safetensors", ""), "misnamed folder"),
     Turn("models.folder_misnamed", model(f"{MODELS}/lora/x.safetensors")),
     Turn("volume.wrong_case", model(f"{MODELS}/Loras/x.safetensors")),
@@ -116,6 +119,19 @@ def test_the_command_that_is_printed_makes_the_check_clean(
     assert shown.codes == [turn.code], shown.text
     typed(commands(shown.text)[0])
     assert check(root)[1:] == ([], 0)
+
+
+def test_a_broken_file_is_deleted_before_its_folder_is_renamed(
+    root: Path, check: Callable[..., Shown]
+) -> None:
+    written(f"{MODELS}/Loras/deep/x.safetensors", "<html>Log in</html>")(root)
+    whole = safetensors(root / MODELS / "Loras/deep/y.safetensors").name
+    shown = check(root)
+    assert shown.codes == ["models.web_page", "volume.wrong_case"], shown.text
+    for command in commands(shown.text):
+        if not command.startswith("curl"):
+            typed(command)
+    assert check(root)[1:] == ([], 0) and (root / MODELS / "loras/deep" / whole).is_file()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""The worker itself, but for a handler that blocks the loop for as many seconds as a job says, and
-for a loop that may stand still for three seconds instead of ten."""
+"""The worker itself, except that its handler blocks the event loop until its job's FIFO is written,
+and that the loop may stall for 3 seconds instead of 10."""
 
 from __future__ import annotations
 
-import time
+import gc
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +16,8 @@ ALLOWED = 3.0
 
 async def block(self: Worker, job: Mapping[str, Any]) -> dict[str, Any]:
     """What no handler should do."""
-    time.sleep(job["input"]["seconds"])  # noqa: ASYNC251
-    return {"blocked": job["input"]["seconds"]}
+    with open(job["input"]["fifo"]) as fifo:  # noqa: ASYNC230
+        return {"blocked": fifo.read(), "collects_garbage": gc.isenabled()}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A machine that has other work to do: a busy process for each of its cores."""
+"""A machine under load: a busy process for each of its cores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def burden() -> Iterator[None]:
-    """While this lasts, every core is wanted by another process as well."""
+    """While this lasts, every core is also busy with another process."""
     cores = os.cpu_count() or 1
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
     try:

@@ -17,7 +17,7 @@ from bootstrap.doctor.checks.tokens import check_tokens
 from bootstrap.doctor.checks.variables import check_environment, check_runpod
 from bootstrap.doctor.facts.gpu import DriverPart, GpuDevice, GpuFacts
 from bootstrap.doctor.facts.machine import ClockFacts, DiskFacts, MachineFacts
-from bootstrap.environment.torch_build import TorchBuild
+from bootstrap.environment.python_probe import TorchBuild
 
 GB = 1024**3
 CHECKS = (
@@ -79,8 +79,8 @@ ENV = {"RUNPOD_GPU_COUNT": "1", "MALLOC_ARENA_MAX": "2"}
 class Case:
     """`code` is found with `facts` changed and `env` set; with `fixed` and `cured` it is gone.
 
-    Values of None in `env` and `cured` remove a variable. `cured` is the whole change after the
-    fix; left out, the healthy machine and environment are what the fix leads to.
+    None as a value in `env` and `cured` removes a variable. `fixed` and `cured` are all that still
+    differs from the healthy machine and environment after the fix.
     """
 
     code: str
@@ -103,7 +103,7 @@ def device(**changes: Any) -> dict[str, Any]:
 
 
 def look(facts: Mapping[str, Any], env: Mapping[str, str | None]) -> list[Finding]:
-    """Everything all checks find with these changes."""
+    """The findings of all checks with these changes."""
     whole = {k: v for k, v in {**ENV, **env}.items() if v is not None}
     settings, wrong = Settings.from_env(whole)
     assert not wrong, wrong
@@ -112,7 +112,7 @@ def look(facts: Mapping[str, Any], env: Mapping[str, str | None]) -> list[Findin
 
 
 def assert_case(case: Case) -> None:
-    """The finding is there, alone of its severity or worse, with a fix; fixed, it is gone."""
+    """The finding is there; a warning or error is the only one and has a fix; fixed, it is gone."""
     found = look(case.facts, case.env)
     (finding,) = [f for f in found if f.code == case.code]
     assert (finding.severity, finding.host_fault) == (case.severity, case.host), finding

@@ -1,6 +1,6 @@
 """A Runpod control plane on loopback, for tests and benchmarks of the real SDK.
 
-It speaks what runpod 1.12.0 speaks in production mode (see plane_protocol.py), hands out each
+It speaks the protocol of runpod 1.12.0 in production mode (see plane_protocol.py), hands out each
 submitted job once, and keeps an ordered record of all that workers do.
 
     with ControlPlane() as plane:
@@ -24,12 +24,12 @@ __all__ = ["API_KEY", "DROP", "ENDPOINT", "ControlPlane", "Event", "Faults", "Pl
 ENDPOINT = "loopback-endpoint"
 API_KEY = "loopback-api-key"
 # Runpod takes 10 MB from /run and 20 MB from /runsync, and answers 400 to a job-done beyond that
-# (https://docs.runpod.io/serverless/endpoints/send-requests). The smaller one is the safe one.
+# (https://docs.runpod.io/serverless/endpoints/send-requests). The smaller limit is the safe one.
 RESULT_LIMIT_BYTES = 10_000_000
 
 
 class ControlPlane:
-    """`hold_seconds`: how long an empty take or stop poll is held before the 204. The SDK asks
+    """`hold_seconds`: how long an empty take or stop poll is held before the 204. The SDK polls
     again at once, and after SIGTERM it waits for its open polls to end, so a few seconds at most.
     """
 
@@ -57,10 +57,10 @@ class ControlPlane:
     ) -> dict[str, str]:
         """What Runpod puts into a worker's environment; merge it into the child's.
 
-        `skip_fitness` leaves out the SDK's own checks of GPU, memory, disk and of the way to
-        8.8.8.8:53, which a sandbox without internet fails. Checks that the worker registers
-        itself run all the same. `ping_seconds` is 1 or more: the SDK divides milliseconds by
-        1000 without remainder, and a timeout of 0 ends its ping process.
+        `skip_fitness` leaves out the SDK's own checks of GPU, memory, disk and of the connection
+        to 8.8.8.8:53, which fails in a sandbox without internet. Checks that the worker itself
+        registers still run. `ping_seconds` is 1 or more: the SDK divides milliseconds by 1000
+        as integers, and a timeout of 0 ends its ping process.
         """
         if self._server is None:
             raise RuntimeError("enter the ControlPlane first: it has no address yet")
@@ -87,7 +87,7 @@ class ControlPlane:
         return env
 
     def submit(self, job_input: Any, job_id: str | None = None) -> str:
-        """Queue `{"id": …, "input": job_input}`; its id comes back."""
+        """Queue `{"id": …, "input": job_input}`; returns its id."""
         job_id = job_id or self._state.fresh_name("job")
         self._state.enqueue(job_id, {"id": job_id, "input": job_input})
         return job_id
@@ -95,8 +95,8 @@ class ControlPlane:
     def submit_raw(self, body: Any) -> str:
         """Queue a job exactly as given: any JSON value, or bytes that need not be JSON.
 
-        Bytes are the whole answer to one take. The name that comes back, under which the events
-        know it, is its id where it has one that is a string, else `raw-N`.
+        Bytes are the whole answer to one take. Returns the name that events have it under: its id
+        if that is a string, else `raw-N`.
         """
         own_id = body.get("id") if isinstance(body, dict) else None
         name = own_id if isinstance(own_id, str) else self._state.fresh_name("raw")
@@ -104,11 +104,11 @@ class ControlPlane:
         return name
 
     def cancel(self, job_id: str) -> None:
-        """Cancel as /cancel does: forget a waiting job, tell the worker of one handed out."""
+        """Cancel as /cancel does: drop a waiting job, send the worker a stop for one handed out."""
         self._state.cancel(job_id)
 
     def cancel_ahead(self, job_id: str, worker_id: str = "worker-1") -> None:
-        """Tell a worker to stop a job that it does not have yet, as when a cancel overtakes it."""
+        """Send a worker a stop for a job it does not have yet, as when a cancel overtakes it."""
         self._state.send_stop(worker_id, job_id)
 
     def result(self, job_id: str, timeout: float = 60) -> Any:
@@ -144,9 +144,9 @@ class ControlPlane:
 
     @property
     def polls(self) -> Mapping[str, int]:
-        """How often workers asked: {"take": n, "stop": n}."""
+        """How often workers polled: {"take": n, "stop": n}."""
         return dict(self._state.polls)
 
     def recent(self, count: int = 25) -> str:
-        """The last events and what is waiting, as text for people."""
+        """The last events and what is waiting, as readable text."""
         return self._state.recent(count)

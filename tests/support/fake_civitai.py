@@ -1,6 +1,6 @@
-"""Civitai as measured: no HEAD, a redirect to storage on another port that answers 400 when it is
-shown the Authorization header, signatures that expire, and the API's JSON. `Sites` are the real
-names, by TLS."""
+"""Civitai as measured: no HEAD, a redirect to storage on another port that answers 400 to an
+Authorization header, signatures that expire, and the API's JSON. `Sites` serves real host names
+over TLS."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ class FakeCivitai:
         self._json(f"/api/v1/models/{version // 10}", {"modelVersions": [{"id": version}]})
 
     def describe_files(self, version: int, files: list[dict[str, Any]]) -> None:
-        """What the API says of a version's files, whatever is behind them."""
+        """What the API says about a version's files, whatever is stored."""
         described = {"id": version, "model": {"type": "Checkpoint"}, "files": files}
         self._json(f"/api/v1/model-versions/{version}", described)
 
     def refuse(self, version: int, status: int, body: dict[str, Any] | None = None) -> None:
-        """Answer `status` to anyone who asks for a version."""
+        """Answer `status` to every request for a version."""
         self.front.files[f"/api/download/models/{version}"] = Served(
             b"",
             status=status,
@@ -115,10 +115,10 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 class Sites:
-    """Every https host there is, played by one TLS server on this machine: the client resolves
-    names, checks certificates and follows redirects as it does in the world, only that all names
-    lead here and port 443 is another one. `answer` takes host, path and headers (names in lower
-    case); `seen` holds the same of every request. Use as a context manager."""
+    """Any https host, played by one local TLS server: the client resolves names, checks
+    certificates and follows redirects as usual, except that all names lead here and port 443 is
+    another one. `answer` takes host, path and headers (names in lower case); `seen` holds these for
+    every request. Use as a context manager."""
 
     def __init__(
         self, folder: Path, answer: Callable[[str, str, dict[str, str]], Answer], *hosts: str

@@ -1,7 +1,6 @@
 """A ComfyUI of a few lines, for tests of starting and stopping: it does what its `BEHAVIOUR` says.
 
-Written as `main.py` into a folder by `write`; everything else about it is a real process on a
-real port.
+`write` puts it into a folder as `main.py`; it runs as a real process on a real port.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ port = int(sys.argv[sys.argv.index("--port") + 1])
 class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         body = json.dumps({{"system": {{"argv": sys.argv}}}}).encode()
-        self.send_response(200 if self.path == "/system_stats" else 404)
+        found = 401 if behaviour == "login" else 200
+        self.send_response(found if self.path == "/system_stats" else 404)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -54,8 +54,8 @@ if behaviour.startswith("exit "):
     os._exit(int(code))
 if behaviour == "hang":
     time.sleep(60)
-if behaviour == "late":
-    time.sleep(0.7)
+while behaviour == "waiting" and not os.path.exists("go-on"):
+    time.sleep(0.02)
 if behaviour == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if behaviour == "family":
@@ -95,6 +95,11 @@ def write(folder: Path, work: Path, behaviour: str = "", port: int = 0) -> Comfy
     )
 
 
+def let_go(comfyui: ComfyUI) -> None:
+    """One that is `waiting` goes on."""
+    (comfyui.launch.comfyui / "go-on").touch()
+
+
 def behaving(behaviour: str) -> pytest.MarkDecorator:
-    """For tests whose fixture `comfyui` writes one with that behaviour."""
+    """For tests whose fixture `comfyui` writes one with this behaviour."""
     return pytest.mark.parametrize("comfyui", [behaviour], indirect=True)

@@ -45,7 +45,7 @@ class FakeHub:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def put(self, repo: str, path: str, data: bytes, large: bool = True) -> None:
-        """A file; a large one lies on the CDN, as LFS files do."""
+        """Add a file; a large one is on the CDN, as LFS files are."""
         self.repos.setdefault(repo, Repo()).files[path] = data
         if large:
             self.cdn.serve(

@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, for tests of what goes on between two calls."""
+"""An event loop in its own thread, for tests of what happens between two calls."""
 
 from __future__ import annotations
 

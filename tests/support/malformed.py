@@ -1,4 +1,4 @@
-"""Requests that are wrong somewhere: valid ones with a part replaced, removed or added."""
+"""Malformed requests: valid ones with a part replaced, removed or added."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.end_to_end.test_worker import plain, png
 from tests.support.schemas import check_reply
 
 SECRET = "secret-marker-6622"  # of a bucket: never in a reply
-TOKEN = "token-marker-7733"  # of a URL: not in what is said about fetching it
+TOKEN = "token-marker-7733"  # of a URL: not in messages about fetching it
 CODES = all_codes()
 _PIXEL = base64.b64encode(png(1, 1)).decode()
 WHOLE: dict[str, Any] = {
@@ -70,7 +70,7 @@ URLS = [
         "user:pass@127.0.0.1", "127.0.0.1:99999", "", "[", "a b",
     )
 ]  # fmt: skip
-# What else is an address somewhere: an input in a bucket, a model at Hugging Face.
+# Addresses of other kinds too: an input in a bucket, a model at Hugging Face.
 ADDRESSES = [*URLS, *(u.replace("https", kind, 1) for kind in ("s3", "hf") for u in URLS[:16])]
 NAMES = [
     "../x.png", "/etc/passwd", "..", ".", "", " ", "a/b.png", "a\\b.png", "a\0.png",
@@ -106,7 +106,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def _changed(whole: Any, place: tuple[Any, ...], way: str, junk: Any) -> Any:
-    """A copy with `junk` at, or beside, one place; as it is where that place is gone."""
+    """A copy with one place removed, replaced by `junk`, or with `junk` added beside it."""
     request = copy.deepcopy(whole)
     parent = request
     for key in place[:-1]:
@@ -126,7 +126,7 @@ def _wrong(whole: dict[str, Any]) -> st.SearchStrategy[Any]:
 
 
 def _aimed(whole: dict[str, Any], place: tuple[Any, ...], junk: Any) -> st.SearchStrategy[Any]:
-    """At the very place where it could do harm."""
+    """`junk` at exactly the place where it could do harm."""
     return st.builds(_changed, st.just(whole), st.just(place), st.just("replace"), junk)
 
 
@@ -171,7 +171,7 @@ requests = st.one_of(
 
 
 def check_answer(worker: BootedWorker, given: Any) -> str:
-    """Ask, and hold the reply to what is promised of every reply; its code, or `completed`."""
+    """Ask, and check what every reply must satisfy; its code, or `completed`."""
     before = copy.deepcopy(given)
     reply = worker.ask(given)
     text = json.dumps(reply, allow_nan=False)
@@ -187,7 +187,7 @@ def check_answer(worker: BootedWorker, given: Any) -> str:
 
 
 def check_whole(worker: BootedWorker) -> None:
-    """The worker works, and nothing of earlier jobs lies about."""
+    """The worker works, and nothing is left of earlier jobs."""
     assert worker.ask(copy.deepcopy(WHOLE))["status"] == "completed"
     work = worker.serving.work
     assert work is not None
@@ -196,7 +196,7 @@ def check_whole(worker: BootedWorker) -> None:
 
 
 def elsewhere(worker: BootedWorker, volume: Path) -> list[str]:
-    """All files of the worker's own folder and the volume that jobs have no business with."""
+    """All files in the worker's own folder and on the volume that no job may touch."""
     work = worker.serving.work
     assert work is not None
     theirs = [work.input, work.output, work.temp, work.user, volume / "ComfyUI" / "output"]

@@ -1,7 +1,7 @@
-"""Jobs as people send them: several files, several savers, videos, texts, nodes that save late.
+"""Jobs as users send them: several files, several savers, videos, texts, nodes that save late.
 
-Every job's files carry its number in their names and contents, so that a reply can be held against
-exactly what its job was to produce.
+Every job's files carry its number in their names and contents, so that a reply can be compared with
+exactly what its job must produce.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ SEED = 20261128
 
 @dataclass(frozen=True)
 class MixedJob:
-    """`files` are the beginnings of the names that it is to produce, one for each file; `texts` how
-    many texts; `colour` that of its pictures."""
+    """`files`: the prefixes of the names it must produce, one for each file; `texts`: how many
+    texts; `colour`: its pictures'."""
 
     number: int
     workflow: Workflow
@@ -97,7 +97,7 @@ def _text(number: int) -> MixedJob:
 
 
 def _oddly(how: str) -> Callable[[int], MixedJob]:
-    """Another node is still at work when the file comes, or changes."""
+    """Another node is still running when the file appears, or changes."""
 
     def made(number: int) -> MixedJob:
         nodes = _images(number, 2)
@@ -126,7 +126,7 @@ _KINDS: tuple[Callable[[int], MixedJob], ...] = (
 
 
 def faults_of(job: MixedJob, output: Mapping[str, Any], volume: Path) -> list[str]:
-    """What is wrong with the reply to a job; nothing where it is exactly its files."""
+    """What is wrong with the reply to a job; empty if it has exactly the job's files."""
     if output.get("status") != "completed":
         return [f"job {job.number}: {output.get('error_code')}: {output.get('error')}"]
     found = [entry for entry in output["results"] if "text" not in entry]

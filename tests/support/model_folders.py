@@ -14,7 +14,7 @@ REFUSAL = b'{"error":"Unauthorized","message":"The creator of this asset require
 def safetensors(
     path: Path, size: int = 64, dtype: str = "F16", fill: bytes = b"\1", note: str = ""
 ) -> Path:
-    """A whole safetensors file with one tensor of `size` bytes."""
+    """A complete safetensors file with one tensor of `size` bytes."""
     tensor = {"dtype": dtype, "shape": [size], "data_offsets": [0, size]}
     header = json.dumps({"__metadata__": {"note": note}, "weight": tensor}).encode()
     return write(path, struct.pack("<Q", len(header)) + header + (fill * size)[:size])
@@ -29,21 +29,21 @@ def pickle(path: Path) -> Path:
 
 
 def write(path: Path, data: bytes) -> Path:
-    """A file with its folders."""
+    """Write a file and its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
 
 
 def link(path: Path, text: str | Path) -> Path:
-    """A symbolic link with its folders."""
+    """Create a symbolic link and its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(text)
     return path
 
 
 def healthy(models: Path) -> Path:
-    """What a real volume holds, nothing of it wrong."""
+    """What a real volume holds, none of it broken."""
     safetensors(models / "checkpoints" / "sd_xl_base.safetensors", 4096)
     safetensors(models / "loras" / "style" / "ink.safetensors", 128)
     safetensors(models / "vae" / "vae.safetensors", 256, "F32")

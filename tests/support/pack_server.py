@@ -1,4 +1,4 @@
-"""A server with a Comfy Registry and git repositories, whose packs can be had as real ones are."""
+"""A server with a Comfy Registry and git repositories, which serve packs as the real ones do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bootstrap.models.download.remote import DownloadOptions
 from bootstrap.models.sources.https import Https
 from bootstrap.nodes.manifest import GitPin, PackSpec, RegistryPin
 from bootstrap.nodes.node_map import NodeMap, keep_map
-from bootstrap.nodes.pull import PackPlace
+from bootstrap.nodes.pull import PullContext
 from bootstrap.nodes.sources import PackSources
 from tests.support.provisioning import options as local_options
 from tests.support.vicious_server import ViciousServer
@@ -86,16 +86,18 @@ class PackServer(ViciousServer):
         return self
 
     def asked(self, part: str) -> int:
-        """How often something was asked for whose path holds `part`."""
+        """How many requests had `part` in their path."""
         return sum(part in path for path, _ in self.seen)
 
     def sources(self, options: DownloadOptions | None = None) -> PackSources:
-        """To fetch from here."""
+        """Sources that fetch from here."""
         return PackSources(options or local_options(), Https(plain_http=True), self.url)
 
-    def place(self, volume: Path, options: DownloadOptions | None = None, **more: Any) -> PackPlace:
-        """A volume that is filled from here; impatient."""
-        return PackPlace(
+    def place(
+        self, volume: Path, options: DownloadOptions | None = None, **more: Any
+    ) -> PullContext:
+        """A volume that is filled from here, with short timeouts."""
+        return PullContext(
             volume / "ComfyUI/custom_nodes",
             volume / ".comfyui-worker/nodes",
             volume,
@@ -105,12 +107,12 @@ class PackServer(ViciousServer):
 
 
 def from_registry(name: str = "some-pack", version: str = "1.2.3", **more: Any) -> PackSpec:
-    """A wanted version."""
+    """A pack at a version in the registry."""
     return PackSpec(name, RegistryPin(name, version, **more))
 
 
 def from_git(url: str, commit: str = COMMIT) -> PackSpec:
-    """A wanted commit."""
+    """A pack at a commit."""
     return PackSpec(url.rpartition("/")[2], GitPin(url, commit))
 
 

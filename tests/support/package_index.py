@@ -20,7 +20,7 @@ def make_wheel(
     files: Mapping[str, str] | None = None,
     executable: str = "",
 ) -> Path:
-    """A wheel with `files` (by default one module that says its version)."""
+    """A wheel with `files` (by default one module that holds its version)."""
     module = name.replace("-", "_")
     info = f"{module}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
@@ -41,9 +41,9 @@ def make_wheel(
 
 
 class PackageIndex:
-    """Serves the wheels in `folder`. `asked` lists the paths that were asked for; while `gate` is
-    not set, no wheel is handed out; a gate that is not set at the end lets go. `cut` is after how
-    many bytes each answer breaks off."""
+    """Serves the wheels in `folder`. `asked` lists the requested paths. While `gate` is not set, no
+    wheel is handed out; the end of `serving` sets it. `cut`: the number of bytes after which each
+    answer breaks off."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,7 +55,7 @@ class PackageIndex:
         self.cut: int | None = None
 
     def env(self, login: str = "") -> dict[str, str]:
-        """What makes pip look here and nowhere else."""
+        """Variables that make pip use this index and no other."""
         return {
             "PIP_INDEX_URL": f"http://{login}127.0.0.1:{self.port}/simple",
             "PIP_CONFIG_FILE": "/dev/null",

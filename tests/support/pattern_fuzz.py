@@ -1,13 +1,12 @@
-"""Every regular expression of our packages against long input made to make it backtrack; run as a
-program, since one that hangs takes its process along.
+"""Every regular expression of our packages against long input meant to make it backtrack; run as a
+program, since one that hangs blocks its process.
 
     python -m tests.support.pattern_fuzz LENGTH SECONDS
 
-Patterns are found in the syntax trees, with the way each is used (`match`, `finditer` …), and the
-input is made from the pattern itself: what stands before a repetition, then what it repeats, again
-and again, and then something that does not fit. Prints JSON: `patterns` (how many), `unknown`
-(which the trees do not tell), `slow` (what took more than SECONDS of processor time for one text
-of LENGTH).
+Patterns are found in the syntax trees, with the methods that use each (`match`, `finditer` …), and
+the input is made from the pattern itself: what comes before a repetition, then what it repeats,
+again and again, and then something that does not fit. Prints JSON: `patterns` (how many), `unknown`
+(known only at run time), `slow` (took more than SECONDS of CPU time for one text of LENGTH).
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _MOST_ATOMS = 14
 
 @dataclass(frozen=True)
 class Used:
-    """A pattern, where it stands, and the methods it is used by."""
+    """A pattern, where it is, and the methods that use it."""
 
     where: str
     pattern: re.Pattern[Any]
@@ -53,7 +52,7 @@ class Used:
 
 
 def used_patterns() -> tuple[list[Used], list[str]]:
-    """All of them, and the places whose pattern only a run would tell."""
+    """All of them, and the places whose pattern is known only at run time."""
     found: list[Used] = []
     unknown: list[str] = []
     for package in _PACKAGES:
@@ -112,7 +111,7 @@ def _methods_by_name(tree: ast.Module) -> dict[str, set[str]]:
 
 
 def _value(node: ast.expr, names: dict[str, Any]) -> Any:
-    """What `node` is; for a name that only a run would tell, a word stands."""
+    """The value of `node`; parts known only at run time become `word`."""
     bound = dict(names)
     while True:
         try:
@@ -124,7 +123,7 @@ def _value(node: ast.expr, names: dict[str, Any]) -> Any:
 
 
 def texts(pattern: re.Pattern[Any], length: int) -> Iterator[Any]:
-    """Long texts that make `pattern` try much, each once."""
+    """Long texts that make `pattern` backtrack, each once."""
     tree = parser.parse(pattern.pattern, pattern.flags)
     pumps = [("", pump) for pump in (*_atoms(tree)[:_MOST_ATOMS], "\n", " ", "\n    a", "a ", "<")]
     pumps += [("", _sample(tree)), *_repeated(tree, "")]
@@ -181,7 +180,7 @@ def _parts(op: Any, value: Any) -> list[Any]:
 
 
 def _sample(tree: Any) -> str:
-    """Something that the pattern matches, as far as that is easily reported."""
+    """A text that the pattern matches, as far as that is easy to tell."""
     text = ""
     for op, value in tree:
         if op in (constant.MAX_REPEAT, constant.MIN_REPEAT):
@@ -194,7 +193,7 @@ def _sample(tree: Any) -> str:
 
 
 def _repeated(tree: Any, before: str) -> Iterator[tuple[str, str]]:
-    """For each repetition what must stand before it, and what it can repeat."""
+    """For each repetition, what must come before it and what it can repeat."""
     for op, value in tree:
         if op in (constant.MAX_REPEAT, constant.MIN_REPEAT) and value[1] > 20:
             yield from ((before, atom) for atom in (*_atoms(value[2]), _sample(value[2])))
@@ -223,7 +222,7 @@ def _applied(pattern: re.Pattern[Any], method: str, text: Any) -> None:
 
 
 def slow_ones(used: list[Used], length: int, limit: float) -> list[str]:
-    """Descriptions of the patterns that take `limit` seconds of processor time for one text."""
+    """Descriptions of the patterns that take `limit` seconds of CPU time for one text."""
     signal.signal(signal.SIGVTALRM, _too_slow)
     found = []
     for one in used:
@@ -241,7 +240,7 @@ def slow_ones(used: list[Used], length: int, limit: float) -> list[str]:
 
 
 def main(length: int, limit: float) -> None:
-    """Fuzz all, print what came of it."""
+    """Fuzz all patterns, print the results."""
     used, unknown = used_patterns()
     slow = slow_ones(used, length, limit)
     print(json.dumps({"patterns": len(used), "unknown": unknown, "slow": slow}, indent=1))

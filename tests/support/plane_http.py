@@ -1,6 +1,6 @@
 """A small loopback HTTP server: one function from Request to Answer, and a shutdown that ends.
 
-Kept apart from the control plane so that the plane's rules can be read without HTTP in between.
+Separate from the control plane, so that the plane's rules can be read without the HTTP.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it arrived. `client_gone()` tells whether its sender has hung up meanwhile;
-    `at` is time.monotonic() when all of it was here."""
+    """One request as it arrived. `client_gone()`: has its sender hung up meanwhile? `at`:
+    time.monotonic() when all of it had arrived."""
 
     method: str
     path: str
@@ -40,7 +40,7 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-# None instead of an Answer closes the connection without a word.
+# None instead of an Answer closes the connection without a reply.
 Answering = Callable[[Request], "Answer | None"]
 
 
@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             client_gone=self._client_gone,
         )
         answer = self.server.answering(request)
-        # A client that was killed while it waited is an event of the test, not a fault of ours.
+        # A client that was killed while it waited is part of the test, not an error of ours.
         with contextlib.suppress(OSError):
             self._send(answer)
 

@@ -122,8 +122,8 @@ class PlaneProtocol:
             query=request.query,
             headers=request.headers,
         )
-        # After the record, so that events are in order of arrival; before the result, so that
-        # no one has it sooner than the worker could have finished sending it.
+        # After the record, so that events are in order of arrival; before the result, so that it
+        # is not available before the worker could have finished sending it.
         self._delay(kind)
         if kind == "done" and 200 <= status < 300:
             self._state.accept_result(job_id, body)
@@ -144,6 +144,8 @@ class PlaneProtocol:
 
     def _delay(self, kind: Faulty) -> None:
         self._state.closing.wait(self._faults.delay.get(kind, 0))
+        while kind in self._faults.held and not self._state.closing.wait(_POLL_SECONDS):
+            pass
 
 
 def _plain(status: int) -> Answer | None:

@@ -64,10 +64,12 @@ class Faults:
     `hold_jobs`: hand out nothing, keep the takes waiting.
     `delay`: seconds between the arrival of a request of this kind and the answer to it, as if
     the line were slow: `plane.faults.delay["done"] = 0.5`.
+    `held`: requests of these kinds are not answered as long as their kind is in there.
     """
 
     hold_jobs: bool = False
     delay: dict[Faulty, float] = field(default_factory=dict)
+    held: set[Faulty] = field(default_factory=set)
     _answers: dict[Faulty, deque[int]] = field(default_factory=dict)
 
     def answer(self, kind: Faulty, *statuses: int) -> None:

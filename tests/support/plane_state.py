@@ -1,4 +1,4 @@
-"""What a control plane knows: the jobs, who took them, their results, and all that happened."""
+"""A control plane's state: jobs, which worker took them, their results, and all events."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class PlaneState:
     # --- events -------------------------------------------------------------------------------
 
     def record(self, kind: Kind, *, at: float | None = None, **fields: Any) -> None:
-        """`at`: when it happened, by time.monotonic(), where that was before now."""
+        """`at`: when it happened, by time.monotonic(), if before now."""
         with self.changed:
             self._events.append(Event(kind, now() if at is None else at, **fields))
             self.changed.notify_all()

@@ -1,4 +1,4 @@
-"""Which processes belong to a child we started, the ones that left its process group included."""
+"""The processes that belong to a child we started, including any that left its process group."""
 
 from __future__ import annotations
 

@@ -1,20 +1,21 @@
-"""A worker that tells its progress as each job asks, and replies at once. Run as a script."""
+"""A worker that reports each step of a job once the one before is on its way, and then replies. Run
+as a script."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import runpod
 
 from handler.sdk.progress import Progress
+from tests.support.waiting import until
 
 
 async def handler(job: dict[str, Any]) -> dict[str, Any]:
     progress = Progress(job)
-    for stage, percent, seconds in job["input"]["steps"]:
+    for stage, percent in job["input"]["steps"]:
         progress.update(stage, percent, model="m.safetensors")
-        await asyncio.sleep(seconds)
+        await until(lambda: progress._news is None)
     await progress.drain()
     progress.update("too late")
     return {"ok": True}

@@ -1,4 +1,4 @@
-"""Small models, and workplaces that fetch them from servers on this machine."""
+"""Small models, and provisioning contexts that fetch them from local servers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from bootstrap.models.provision import ProvisionContext, ProvisionResult, provis
 from bootstrap.models.sources import Source, Sources
 from bootstrap.models.sources.https import Https
 from bootstrap.net.addresses import AddressPolicy
+from tests.support.vicious_server import ViciousServer
 
 MARKER = "tok3n-marker-Zq9"  # appears in no log, report or answer
 
@@ -32,7 +33,7 @@ def sha256(data: bytes) -> str:
 
 
 def spec(url: str, name: str = "m.safetensors", directory: str = "loras", **more: Any) -> ModelSpec:
-    """A manifest's entry, read."""
+    """A parsed manifest entry."""
     entry = {"name": name, "url": url, "directory": directory, **more}
     wanted, complaints = read_entry(entry, "models[0]", allow_http=True)
     assert wanted is not None, complaints
@@ -40,7 +41,7 @@ def spec(url: str, name: str = "m.safetensors", directory: str = "loras", **more
 
 
 def options(**more: Any) -> DownloadOptions:
-    """For servers on this machine; impatient."""
+    """For local servers, with short timeouts."""
     defaults: dict[str, Any] = {
         "policy": AddressPolicy(allow_private=True),
         "backoff": 0.01,
@@ -51,7 +52,7 @@ def options(**more: Any) -> DownloadOptions:
 
 
 def context(models: Path, *sources: Source, **more: Any) -> ProvisionContext:
-    """A quiet context with short times."""
+    """A quiet context with short intervals."""
     defaults: dict[str, Any] = {
         "options": options(),
         "make_meter": FileMeter,
@@ -68,8 +69,18 @@ def bring(models: Path, wanted: ModelSpec, **more: Any) -> ProvisionResult:
     return result
 
 
+def bytes_asked(server: ViciousServer) -> int:
+    """How many different bytes of its only file `server` was asked for."""
+    asked, beyond = 0, 0
+    ranges = [headers["range"][6:].split("-") for _, headers in server.seen if "range" in headers]
+    for first, last in sorted((int(first), int(last)) for first, last in ranges):
+        asked += max(last + 1 - max(first, beyond), 0)
+        beyond = max(beyond, last + 1)
+    return asked
+
+
 def visible(models: Path) -> list[str]:
-    """All files under `models` but receipts, relative."""
+    """All files under `models` except receipts, relative."""
     return sorted(
         str(path.relative_to(models))
         for path in models.rglob("*")

@@ -1,4 +1,4 @@
-"""Runpod's public API on loopback, in front of a control plane: what clients speak.
+"""Runpod's public API on loopback, in front of a control plane: what clients talk to.
 
     with ControlPlane() as plane, PublicApi(plane) as api:
         requests.post(f"{api.url}/run", headers=…, json={"input": {…}})
@@ -27,7 +27,7 @@ from tests.support.plane_http import Answer, LoopbackServer, Request
 from tests.support.waiting import wait_until
 
 CLIENT_KEY = "rpa_LOOPBACKCLIENTKEY0123456789"
-# The last part of a fault: hang up. Before it the request is handled or not.
+# Instead of an answer: hang up, whether the request was handled or not.
 HANG_UP = None
 _PATH = re.compile(r"/v2/(?P<endpoint>[^/]+)/(?P<call>[a-z-]+)(?:/(?P<job>.+))?")
 _REQUEST_LIMIT = {"run": 10_000_000, "runsync": 20_000_000}
@@ -44,7 +44,7 @@ class PublicApi:
         self._closing = threading.Event()
         self._server: LoopbackServer | None = None
         self.requests: list[Request] = []
-        self.lose_answers_to_run = 0  # that many jobs are queued, and the answer is cut
+        self.lose_answers_to_run = 0  # for that many requests, queue the job and hang up
 
     def __enter__(self) -> PublicApi:
         self._server = LoopbackServer(self._answer)
@@ -57,7 +57,7 @@ class PublicApi:
 
     @property
     def base(self) -> str:
-        """What `https://api.runpod.ai/v2` is to the real one."""
+        """The counterpart of `https://api.runpod.ai/v2`."""
         assert self._server is not None
         return f"{self._server.url}/v2"
 
@@ -66,7 +66,7 @@ class PublicApi:
         return f"{self.base}/{ENDPOINT}"
 
     def client_env(self) -> dict[str, str]:
-        """What a client needs in its environment to come here instead."""
+        """Variables that make a client come here instead."""
         return {
             "RUNPOD_API_KEY": CLIENT_KEY,
             "RUNPOD_ENDPOINT_ID": ENDPOINT,
@@ -76,7 +76,7 @@ class PublicApi:
         }
 
     def answer_next(self, call: str, *answers: Answer | None) -> None:
-        """Answer the next requests of this kind like this, then normally."""
+        """Give the next requests of this kind these answers, then answer normally."""
         self._faults.setdefault(call, deque()).extend(answers)
 
     def _answer(self, request: Request) -> Answer | None:
@@ -153,7 +153,7 @@ class PublicApi:
         )
 
     def _state(self, job: str) -> dict[str, Any] | None:
-        """A job as /status tells it; None for one no one knows."""
+        """A job as /status reports it; None for an unknown one."""
         if not self._plane.select("submit", job):
             return None
         if job in self._cancelled:
@@ -169,14 +169,14 @@ class PublicApi:
 
 
 def _ended(body: Any, status: int | None) -> dict[str, Any]:
-    """A result that was refused for its size leaves the job completed, without output."""
+    """A result that was rejected for its size leaves the job completed, without output."""
     if status != 200:
         return {"status": "COMPLETED"}
     return {"status": "FAILED" if body.get("error") else "COMPLETED", **body}
 
 
 def _body_within(request: Request, call: str) -> Any:
-    """The body, or the refusal of one that is too large or no job."""
+    """The body, or the error for one that is too large or not a job."""
     if len(request.body) > _REQUEST_LIMIT[call]:
         return Answer(413, b'{"error": "request too large"}')
     try:

@@ -1,4 +1,4 @@
-"""A control plane with the sample worker on it."""
+"""A control plane with the sample worker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Rig:
     worker: WorkerProcess
 
     def wait_until_settled(self, job: str) -> None:
-        """Until the SDK is through with a job, whatever became of its result."""
+        """Until the SDK has finished a job, whatever happened to its result."""
         self.worker.wait_for_line(rf'"{job}", "message": "Finished Job"')
 
     def hear(self, job: str, message: str) -> Line:

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback (moto, in a process of its own), and one that misbehaves."""
+"""A real S3 server on loopback (moto, in its own process), and one that misbehaves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ sys.stdin.read()
 
 @dataclass(frozen=True)
 class S3Server:
-    """`url` ends without a slash; `client` is boto3's, with every right; `pid` of the server."""
+    """`url` ends without a slash; `client` is boto3's, with all permissions; `pid` the server's."""
 
     url: str
     client: Any
@@ -92,13 +92,15 @@ def _wait_for(url: str) -> None:
 
 @dataclass
 class Misbehaviour:
-    """What the bad server does with each request: a status with S3's XML, or a cut after some
-    bytes of the body; `lies_about_size` is what HEAD says."""
+    """What the bad server does with each request: answer a status with S3's XML, or hang up after
+    some bytes of the body; `lies_about_size` is the size that HEAD claims. With `write_only` only a
+    HEAD is refused."""
 
     status: int = 403
     code: str = "AccessDenied"
     cut_after: int | None = None
     lies_about_size: int | None = None
+    write_only: bool = False
     seen: list[str] = field(default_factory=list)
 
 
@@ -120,7 +122,7 @@ def bad_s3_server(way: Misbehaviour) -> Iterator[str]:
                 self.close_connection = True
                 return
             self.rfile.read(length)
-            if way.lies_about_size is None:
+            if way.lies_about_size is None and not way.write_only:
                 self._answer(way.status)
             else:
                 self.send_response(200)
@@ -130,7 +132,7 @@ def bad_s3_server(way: Misbehaviour) -> Iterator[str]:
 
         def do_HEAD(self) -> None:
             way.seen.append(f"HEAD {self.path}")
-            self.send_response(200)
+            self.send_response(way.status if way.write_only else 200)
             self.send_header("Content-Length", str(way.lies_about_size or 0))
             self.end_headers()
 
@@ -146,7 +148,7 @@ def bad_s3_server(way: Misbehaviour) -> Iterator[str]:
         daemon_threads = True
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """Connections that end are what this server is for."""
+            """Broken connections are what this server is for."""
 
     server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()

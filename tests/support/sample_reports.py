@@ -1,4 +1,4 @@
-"""Reports as `check_volume.py --json` writes them: of a healthy volume, a broken one, a hostile."""
+"""Reports as `check_volume.py --json` writes them: of a healthy, a broken and a hostile volume."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def category(
 
 
 def models(*, broken: bool = False) -> dict[str, Any]:
-    """What a volume in use holds; `broken` makes two of its files so."""
+    """What a volume in use holds; `broken` breaks two of its files."""
     cut = "truncated" if broken else "good"
     categories = [
         category(
@@ -170,7 +170,7 @@ def healthy() -> dict[str, Any]:
 
 
 def broken() -> dict[str, Any]:
-    """A bit of everything that goes wrong."""
+    """A bit of everything that can go wrong."""
     node = "/workspace/ComfyUI/custom_nodes/ComfyUI-Impact-Pack"
     made = report(
         [
@@ -248,7 +248,7 @@ _HOSTILE = (
 
 
 def hostile(count: int = 40) -> dict[str, Any]:
-    """Every text a trap, every number a lie."""
+    """Every text is an injection, every number is wrong."""
     findings = [
         Finding(
             code=f"volume.{name}" if i % 2 else name,

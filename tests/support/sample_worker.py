@@ -1,7 +1,7 @@
-"""A worker that does what each job asks, to learn what the SDK makes of it. Run as a script.
+"""A worker that does what each job says, to see how the SDK handles it. Run as a script.
 
 CONCURRENCY: jobs at a time. TROUBLE: "unfit" fails a fitness check while a child process runs,
-"slow-check" takes long over it, "own-sigterm" installs a SIGTERM handler before the SDK starts.
+"slow-check" makes it slow, "own-sigterm" installs a SIGTERM handler before the SDK starts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import runpod
 
 TROUBLE = os.environ.get("TROUBLE", "")
-# The loops themselves: the id of one that is gone may come again.
+# The loops themselves: the id of a closed one may be reused.
 _loops: dict[str, asyncio.AbstractEventLoop] = {}
 
 
@@ -79,7 +79,7 @@ def check_fitness() -> None:
         print("checking", flush=True)
         time.sleep(60)
     if TROUBLE == "unfit":
-        # stands for ComfyUI: started before the check, in a session of its own
+        # stands in for ComfyUI: started before the check, in its own session
         subprocess.Popen(["sleep", "600"], start_new_session=True)
         raise RuntimeError("the GPU fell off the bus " + "!" * 300)
 

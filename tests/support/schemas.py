@@ -1,4 +1,4 @@
-"""Real replies and requests held against the schemas in docs/."""
+"""Checks real replies and requests against the schemas in docs/."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def validator(name: str) -> Draft202012Validator:
 
 
 def check_reply(reply: dict[str, Any]) -> None:
-    """Raises ValidationError where a reply is not what the schema says."""
+    """Raises ValidationError if a reply does not match its schema."""
     validator("reply").validate(reply)
 
 
 def check_request(given: Any) -> None:
-    """Raises ValidationError where an input is not what the schema says."""
+    """Raises ValidationError if an input does not match its schema."""
     validator("request").validate(given)

@@ -1,4 +1,4 @@
-"""The variables that a marker is put into, to look for it where it must not be."""
+"""The variables that tests put a marker into, to look for it where it must not appear."""
 
 from __future__ import annotations
 

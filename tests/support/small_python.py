@@ -1,4 +1,4 @@
-"""A Python that stands for ComfyUI's: a venv with records of packages, some with a module."""
+"""A Python that stands in for ComfyUI's: a venv with records of packages, some with a module."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bootstrap.environment.imports import hard_imports
 
 
 class SmallPython:
-    """A venv in `root` with a record of torch, the modules that any ComfyUI imports, and
-    `packaging` unless it is not wanted."""
+    """A venv in `root` with a record of torch, the modules that any ComfyUI imports, and, unless
+    turned off, `packaging`."""
 
     def __init__(self, root: Path, packaging: bool = True) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root)], check=True)
@@ -32,17 +32,17 @@ class SmallPython:
                 self.module(each.module)
 
     def add(self, name: str, version: str, requires: Sequence[str] = (), text: str = "") -> None:
-        """Install a package: a module that says its version, and a record."""
+        """Install a package: a module that holds its version, and a record."""
         self.module(name.replace("-", "_"), text or f"VERSION = {version!r}\n")
         self.record(name, version, requires)
 
     def module(self, name: str, text: str = "") -> None:
-        """A module that no record tells of."""
+        """A module without a record."""
         (self.site / name).mkdir(exist_ok=True)
         (self.site / name / "__init__.py").write_text(text)
 
     def record(self, name: str, version: str, requires: Sequence[str] = ()) -> None:
-        """A record alone."""
+        """A record without a module."""
         folder = self.site / f"{name.replace('-', '_')}-{version}.dist-info"
         folder.mkdir()
         lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]

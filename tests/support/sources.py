@@ -29,8 +29,8 @@ def trees(*packages: str) -> dict[str, ast.Module]:
 
 @functools.cache
 def imports(name: str) -> set[str]:
-    """What a module imports, wherever in it, as dotted names; `from a import b` is `a.b` where
-    that is a module of ours, else `a`."""
+    """What a module imports, anywhere in it, as dotted names; `from a import b` is `a.b` if that
+    is one of our modules, else `a`."""
     found: set[str] = set()
     for node in ast.walk(modules()[name]):
         if isinstance(node, ast.Import):
@@ -45,7 +45,7 @@ def imports(name: str) -> set[str]:
 
 
 def all_needed_by(names: set[str]) -> set[str]:
-    """Modules of ours that are loaded with `names`, themselves and their packages included."""
+    """Our modules that are loaded with `names`, themselves and their packages included."""
     needed: set[str] = set()
     pending = set(names)
     while pending:

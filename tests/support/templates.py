@@ -1,8 +1,8 @@
 """Volumes as Pod templates leave them, made from the demo's ComfyUI: docs/volumes.md has the table.
 
-What is taken from which template's sources stands with each. Real virtual environments; packages
-come from the demo's environment, by a `.pth` where a template has them in its image (thin), or by
-links in site-packages where it has them in the venv (full).
+Each says which template's sources it follows. Virtual environments are real; packages come from the
+demo's environment, by a `.pth` where a template has them in its image (thin), or by links in
+site-packages where it has them in the venv (full).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ UV_HOME = Path("/root/.local/share/uv/python/cpython-0.0.0-linux-x86_64-gnu/bin"
 
 @dataclass(frozen=True)
 class Template:
-    """A template: `make` furnishes the empty folder of a volume. ComfyUI runs at `home` with the
-    environment `venv` (None: the image's), and finds `loras`. `mounts`: the volume names
-    /workspace, so that this must be a link to it. `data_only`: the image's ComfyUI runs."""
+    """A template: `make` fills the empty folder of a volume. ComfyUI runs at `home` with the
+    environment `venv` (None: the image's), and finds `loras`. `mounts`: the volume refers to
+    /workspace, which must be a link to it. `data_only`: the image's ComfyUI runs."""
 
     name: str
     make: Callable[[DemoVolume, Path], None]
@@ -40,7 +40,7 @@ class Template:
 
 
 def comfyui(demo: DemoVolume, volume: Path, home: str = "ComfyUI") -> Path:
-    """The demo's ComfyUI at `home`, with a node and a LoRA of the template's."""
+    """The demo's ComfyUI at `home`, with the template's node and LoRA."""
     made = furnished(demo, volume.with_name("furnished"))
     place = volume / home
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def lora(path: Path) -> Path:
 
 
 def venv(demo: DemoVolume, place: Path, full: bool = False) -> Path:
-    """A real one, by the Python that the demo's was made by."""
+    """A real venv, made by the demo's Python."""
     kind = [] if full else ["--system-site-packages"]
     command = [str(demo.python), "-m", "venv", "--without-pip", *kind, str(place)]
     subprocess.run(command, check=True)

@@ -1,5 +1,5 @@
-"""Servers that answer a byte now and then, in each part of an HTTP answer, and never say they are
-done: no socket time-out ends that, since it starts again with each byte."""
+"""Servers that send a part of their HTTP answer byte by byte, almost without end: no socket timeout
+ends that, since each byte restarts it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PARTS = tuple(_ANSWERS)
 
 
 class TricklingServer:
-    """Takes any request and trickles in that part. `open` counts its connections of now."""
+    """Answers any request and trickles in that part. `open` counts its current connections."""
 
     def __init__(self, part: str, seconds_apart: float = 0.2) -> None:
         self._at_once, self._slowly = _ANSWERS[part]

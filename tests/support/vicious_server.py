@@ -1,4 +1,4 @@
-"""A plain file server with all the vices of real ones, each switched on by a field of `Served`."""
+"""A plain file server with all the faults of real ones, each switched on by a field of `Served`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Served:
     """One file and how it is served. Counts are of requests for it, from 1."""
 
     data: bytes
-    etag: str | None = "auto"  # "auto": a strong one of the content
+    etag: str | None = "auto"  # "auto": a strong one, from the content
     modified: str | None = None
     content_type: str = "application/octet-stream"
     disposition: str | None = None
@@ -29,11 +29,12 @@ class Served:
     honours_if_range: bool = True
     cut_after: int | None = None  # closes each answer after that many bytes of body
     cuts: int = 10**9  # how many answers are cut
-    stall_after: int | None = None  # sends nothing more after that many bytes
+    stall_after: int | None = None  # sends nothing more after that many bytes of an answer
+    go_on: threading.Event = field(default_factory=threading.Event)  # unless this is set
     trickle: bool = False  # one byte now and then
     claims_more: int = 0  # Content-Length is larger than what comes
     sends_more: int = 0  # sends that many bytes after the announced ones
-    restarts_at_zero: bool = False  # a 206 that begins at 0 whatever was asked
+    restarts_at_zero: bool = False  # a 206 that begins at 0 whatever the range
     whole_after: int | None = None  # ignores Range from that request on
     statuses: dict[int, int] = field(default_factory=dict)  # request number -> status
     status: int | None = None
@@ -43,7 +44,7 @@ class Served:
     no_length: bool = False  # ends by closing the connection
     encoding: str | None = None
     redirect: str | None = None
-    becomes: tuple[int, bytes] | None = None  # from that request on it is another file
+    becomes: tuple[int, bytes] | None = None  # from that request on it is this file
     bytes_per_second: float | None = None  # of each connection
     needs: Callable[[dict[str, str]], int | None] | None = None  # headers -> status, or None
     requests: int = 0
@@ -112,7 +113,7 @@ class _Quiet(ThreadingHTTPServer):
     owner: ViciousServer
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that go away are what this server is for."""
+        """Clients that disconnect are what this server is for."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -203,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             if served.stall_after is not None and sent >= served.stall_after and len(data) > 1:
-                time.sleep(30)
+                served.go_on.wait(30)
             if served.trickle and len(data) > 1:
                 for byte in block:
                     self.wfile.write(bytes([byte]))

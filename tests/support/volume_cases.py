@@ -20,8 +20,8 @@ Break = Callable[[Path], object]
 
 @dataclass(frozen=True)
 class Case:
-    """`spoil` breaks a healthy volume, which then has `code` and nothing else as bad; after the
-    fix there is nothing bad any more, and `kept` is there."""
+    """`spoil` breaks a healthy volume, which then has `code` as its only warning or error; after
+    the fix there is none, and `kept` is there."""
 
     code: str
     severity: Severity
@@ -72,7 +72,7 @@ def linked(place: str, text: str) -> Break:
 
 
 def swapped(place: str, text: str, target: str) -> Break:
-    """What is at `place` is moved to `target`, and a link that reads `text` is left for it."""
+    """Move what is at `place` to `target`, and leave a link that reads `text`."""
     return both(moved(place, target), linked(place, text))
 
 

@@ -1,4 +1,4 @@
-"""Small volumes to break: a healthy one, how it looks, and a finding's command run as it stands."""
+"""Small volumes to break: a healthy one, its findings, and a finding's command run verbatim."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ import pytest
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.doctor.checks.volume import check_volume
+from bootstrap.doctor.checks.volume_layout import check_case
 from bootstrap.doctor.facts.volume_facts import VolumeFacts
 from bootstrap.doctor.facts.volume_probe import USUAL_CATEGORIES, gather_volume
 from bootstrap.volume import locate
+from tests.support.model_folders import safetensors, write
 
 MOUNTED = "36 25 0:42 / {root} rw,relatime - fuse mfs#master:9421 rw,user_id=0"
 OWN_DISK = "27 1 254:0 / / rw,relatime - overlay overlay rw"
@@ -38,22 +40,22 @@ def healthy(root: Path) -> Path:
 
 
 def model(path: Path) -> Path:
-    """A file with a model's name at `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"weights")
-    return path
+    """A whole model at `path`."""
+    if path.suffix == ".safetensors":
+        return safetensors(path)
+    return write(path, b"GGUF\3\0\0" if path.suffix == ".gguf" else b"\x80\2model")
 
 
 def settings(root: Path, image: Path | None = None) -> Settings:
-    """VOLUME_PATH at `root`, COMFYUI_DIR at `image`; links that name another mount point are not
-    made good by a worker."""
+    """VOLUME_PATH at `root`, COMFYUI_DIR at `image`; a worker does not make links that name another
+    mount point work."""
     return Settings(volume_path=root, comfyui_dir=image, link_other_mount=False)
 
 
 def facts_of(
     root: Path, image: Path | None = None, mounts: str = MOUNTED, timeout: float = 10.0
 ) -> VolumeFacts:
-    """Facts of the volume at `root`, which a made-up mountinfo calls a network volume."""
+    """Facts of the volume at `root`, which a fake mountinfo calls a network volume."""
     mountinfo = root.parent / "mountinfo"
     mountinfo.write_text(f"{OWN_DISK}\n{mounts.format(root=root)}\n")
     given = settings(root, image)
@@ -61,8 +63,9 @@ def facts_of(
 
 
 def look(root: Path, image: Path | None = None, mounts: str = MOUNTED) -> list[Finding]:
-    """What there is to say about the volume at `root`."""
-    return check_volume(facts_of(root, image, mounts), settings(root, image))
+    """The findings for the volume at `root`."""
+    facts = facts_of(root, image, mounts)
+    return [*check_volume(facts, settings(root, image)), *check_case(facts)]
 
 
 def grave(findings: list[Finding]) -> list[str]:
@@ -77,7 +80,7 @@ def only(findings: list[Finding], code: str) -> Finding:
 
 
 def command_of(finding: Finding) -> str:
-    """The command in a finding's fix, which must be the one programs are given."""
+    """The command in a finding's fix, which must be the one in its details."""
     match = re.search(r"`([^`]+)`", finding.fix)
     assert match, finding.fix
     assert finding.details["command"] == match[1]
@@ -85,8 +88,8 @@ def command_of(finding: Finding) -> str:
 
 
 def follow(finding: Finding, **env: str) -> str:
-    """Type the command of a finding's fix into bash; what it printed. This Python is found there
-    under its full name (`python3.11`), also where it runs in a virtual environment."""
+    """Run the command of a finding's fix in bash; what it printed. This Python is found there by
+    its full name (`python3.11`), even if it runs in a virtual environment."""
     here = os.path.dirname(os.path.realpath(sys.executable))
     done = subprocess.run(
         ["bash", "-c", command_of(finding)],
@@ -101,7 +104,7 @@ def follow(finding: Finding, **env: str) -> str:
 
 @contextmanager
 def mounted(place: Path, *options: str, kind: str = "tmpfs") -> Iterator[Path]:
-    """A real mount at `place`; skips the test where one may not mount."""
+    """A real mount at `place`; skips the test where mounting is not permitted."""
     place.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", kind, *options, "none", str(place)]
     if not shutil.which("mount"):

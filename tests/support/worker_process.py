@@ -1,4 +1,4 @@
-"""A worker as a real child process, with its log collected and its end guaranteed.
+"""A worker as a real child process, whose log is collected and whose end is guaranteed.
 
 with WorkerProcess.module("handler", env=plane.worker_env()) as worker:
     worker.wait_for_line(r"Jobs in progress", timeout=30)
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,8 +27,17 @@ from tests.support.process_tree import LiveProcess, family, kill_family
 
 _MARK = "WORKER_PROCESS_MARK"
 _POLL_SECONDS = 0.05
-# How long a line may still be on its way after its process has exited.
-_LAST_LINES_SECONDS = 1.0
+# How long lines of an exited process may take to arrive; children that it left hold its pipe open.
+_LAST_LINES_SECONDS = 3.0
+
+
+def free_port() -> int:
+    """Below the ephemeral range, like ComfyUI's real port: no process takes it by chance."""
+    while True:
+        port = random.randint(20_000, 30_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass(frozen=True)
@@ -38,15 +49,15 @@ class Line:
 
 
 class WorkerFailure(AssertionError):
-    """The worker did not do what was waited for; the message ends with its log."""
+    """The worker did not do what the test waited for; the message ends with its log."""
 
 
 class WorkerProcess:
     """Runs `command` in a session of its own between enter and exit of a with-block.
 
-    `env` is laid over this process's environment, from which RUNPOD_* is taken out first, so
-    that tests run on a Runpod machine as anywhere else. At the end of the block the process
-    group and everything that ran away from it is killed.
+    `env` is merged over this process's environment without its RUNPOD_* variables, so that tests
+    run on a Runpod machine as anywhere else. At the end of the block the process group and
+    everything that escaped it is killed.
     """
 
     def __init__(
@@ -114,8 +125,8 @@ class WorkerProcess:
     def returncode(self) -> int | None:
         """The exit code, -N after signal N, None while it runs.
 
-        Looks without reaping: while the zombie is there, its number, which is also that of the
-        process group, belongs to no one else, and __exit__ cannot kill a stranger.
+        Looks without reaping: while the zombie exists, its PID, which is also the process group's,
+        cannot be reused, so __exit__ cannot kill another process.
         """
         if self._returncode is None:
             state = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -141,21 +152,24 @@ class WorkerProcess:
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL to the process alone: what it started is left to its own devices."""
+        """SIGKILL to the process alone: what it started keeps running."""
         self._signal(signal.SIGKILL)
 
     def living(self) -> list[LiveProcess]:
-        """The other processes of this worker that are alive: children, and orphans it left."""
+        """This worker's other living processes: children, and orphans it left."""
         return family(self.pid, self._mark)
 
     def wait(self, timeout: float = 30) -> int:
-        """The exit code; WorkerFailure when it still runs after `timeout` seconds."""
+        """The exit code, once all it wrote is in the log; WorkerFailure if it still runs after
+        `timeout` seconds."""
         deadline = now() + timeout
         while (code := self.returncode) is None:
             if now() >= deadline:
                 raise self._failure(f"still running after {timeout} s")
             with self._changed:
                 self._changed.wait(_POLL_SECONDS)
+        if self._reader is not None:
+            self._reader.join(_LAST_LINES_SECONDS)
         return code
 
     def wait_for_line(self, pattern: str, timeout: float = 30, *, after: int = 0) -> Line:
@@ -197,6 +211,6 @@ class WorkerProcess:
 
     def _failure(self, what: str) -> WorkerFailure:
         code = self.returncode
-        state = "it still runs" if code is None else f"it ended with {code}"
+        state = "it still runs" if code is None else f"it exited with {code}"
         command = " ".join(self.command)
         return WorkerFailure(f"{what}; {state}\n{command}\n--- its log ends:\n{self.tail()}")

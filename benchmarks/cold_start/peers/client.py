@@ -1,4 +1,4 @@
-"""ComfyUI's HTTP interface as simple handlers use it, one new connection a call."""
+"""ComfyUI's HTTP API as simple handlers use it, with a new connection for each call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Client:
         self.url = os.environ["PEER_URL"]
 
     def wait(self, pause: float) -> None:
-        """Ask every `pause` seconds until it answers; the benchmark ends what never does."""
+        """Poll every `pause` seconds until it answers; the timeout is the benchmark's."""
         while True:
             try:
                 if requests.get(f"{self.url}/", timeout=5).status_code == 200:
@@ -27,7 +27,7 @@ class Client:
             time.sleep(pause)
 
     def submit(self, workflow: Any, client_id: str) -> str:
-        """The prompt's id. Raises requests.HTTPError when ComfyUI refuses it."""
+        """The prompt's id. Raises requests.HTTPError if ComfyUI rejects it."""
         body = {"prompt": workflow, "client_id": client_id}
         answer = requests.post(f"{self.url}/prompt", json=body, timeout=30)
         answer.raise_for_status()
@@ -41,7 +41,7 @@ class Client:
         return found
 
     def images(self, record: dict[str, Any]) -> dict[str, Any]:
-        """All images of a record, base64, fetched by /view."""
+        """All images of a record, fetched from /view, as base64."""
         found = []
         for output in record["outputs"].values():
             for image in output.get("images", ()):

@@ -1,4 +1,4 @@
-"""worker-comfyui's way with a job: poll, socket, history, /view, base64."""
+"""How worker-comfyui runs a job: poll, socket, history, /view, base64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _POLL_SECONDS = 0.05
 
 
 def handle(job: dict[str, Any]) -> dict[str, Any]:
-    """The job's images, when the socket says that it is through."""
+    """The job's images, once the socket says that it has ended."""
     client = Client()
     client.wait(_POLL_SECONDS)
     client_id = str(uuid.uuid4())

@@ -1,6 +1,6 @@
-# The order of worker-comfyui's start: torch is asked for the GPU, then ComfyUI starts from the
-# image, then the handler. Without a GPU the answer is no; what it costs is importing torch.
-# Not needed where no start is measured.
+# worker-comfyui's start: it asks torch for the GPU, then starts ComfyUI from the image, then the
+# handler. Without a GPU, what the check costs is the import of torch. Skipped where no start is
+# measured.
 [ -n "$PEER_NO_CHECK" ] || "$PEER_PYTHON" -c "import torch; torch.cuda.is_available() and torch.cuda.init()"
 # shellcheck disable=SC2086 # flags are words
 "$PEER_PYTHON" -u "$PEER_COMFYUI/main.py" $PEER_FLAGS --disable-metadata --verbose DEBUG \

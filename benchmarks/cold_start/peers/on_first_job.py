@@ -1,4 +1,4 @@
-"""A handler that starts ComfyUI where it lies on the volume when the first job comes."""
+"""A handler that starts ComfyUI in place, on the volume, when the first job comes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Handler:
         self._process: subprocess.Popen[bytes] | None = None
 
     def handle(self, job: dict[str, Any]) -> dict[str, Any]:
-        """The job's images; ComfyUI is started first if it does not run."""
+        """The job's images; starts ComfyUI first if it is not running."""
         if self._process is None:
             command = [os.environ["PEER_PYTHON"], "main.py", *os.environ["PEER_FLAGS"].split()]
             self._process = subprocess.Popen(command, cwd=os.environ["PEER_COMFYUI"])

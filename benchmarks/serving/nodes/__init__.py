@@ -1,24 +1,24 @@
-"""Custom nodes for jobs of a known length and pictures of a real one's size; laid on volumes.
+"""Custom nodes for jobs of known length and pictures of realistic size; copied to volumes.
 
-Also tells at `/benchmark/waits` when ComfyUI waited for a prompt: between two prompts of its queue
-it is not always idle, every 10 s it collects garbage, which takes half a second of a slow core.
+Also serves at `/benchmark/waits` when ComfyUI waited for a prompt: between two queued prompts it is
+not always idle, as every 10 s it collects garbage, half a second on a slow core.
 
-Runs in ComfyUI's Python, so it imports nothing of the project.
+Runs in ComfyUI's Python, so it imports nothing from the project.
 """
 
 import gc
 import hashlib
 import time
 
-# At this slope of the spectrum a PNG of 1024² takes 1.5 MB, as those of SDXL do.
+# With this spectral slope a PNG of 1024² takes 1.5 MB, like SDXL's.
 SLOPE = 1.5
 _BASES = {}
 _WAITS = []
 
 
 class Work:
-    """Gives a plain image after `seconds`. It sleeps, as a host does while its GPU works, or with
-    `burn` takes that much time of one core."""
+    """Returns a plain image after `seconds` of sleep, as a host waits for its GPU, or, with `burn`,
+    of one core's time."""
 
     CATEGORY = "benchmark"
     RETURN_TYPES = ("IMAGE",)
@@ -46,7 +46,7 @@ class Work:
 
 
 class Pictures:
-    """A batch of pictures that compress as generated ones do, other ones for each seed."""
+    """A batch of pictures that compress like generated ones, different for each seed."""
 
     CATEGORY = "benchmark"
     RETURN_TYPES = ("IMAGE",)
@@ -67,20 +67,20 @@ class Pictures:
 
         if size not in _BASES:
             _BASES[size] = _base(size)
-            _collect_little_from_now_on()
+            _freeze_objects()
         shifts = [(seed * 7 + 31 * i) % size for i in range(count)]
         return (torch.stack([_BASES[size].roll((s, 3 * s), (0, 1)) for s in shifts]),)
 
 
 def _burn(seconds):
-    """Take `seconds` of one core, by the thread's own clock and without Python's lock."""
+    """Use `seconds` of one core, by the thread's CPU clock and without holding the GIL."""
     block, end = bytes(1 << 20), time.thread_time() + seconds
     while time.thread_time() < end:
         hashlib.sha256(block)
 
 
 def _base(size):
-    """Luminance and a little colour, both with a power that falls with the frequency."""
+    """Luminance and a little colour, both with power that falls with frequency."""
     import torch
 
     dice = torch.Generator().manual_seed(1)
@@ -99,30 +99,30 @@ def _base(size):
     return torch.stack([0.5 + 0.2 * (light + 0.25 * layer()) for _ in range(3)], -1).clamp(0, 1)
 
 
-def _collect_little_from_now_on():
-    """ComfyUI collects garbage after a prompt when the last time is 10 s ago. That holds Python's
-    lock for half a second, and would fall on the same one of several kinds of jobs each round."""
+def _freeze_objects():
+    """Make later collections short. ComfyUI collects garbage after a prompt if the last time was
+    10 s ago; that holds the GIL for half a second and could hit the same kind of job every time."""
     gc.collect()
     gc.freeze()
 
 
-def _note_waits():
-    """From here on. The queue's consumer calls `get` whenever it has nothing else to do."""
+def _record_waits():
+    """From now on. The queue's consumer calls `get` whenever it has nothing else to do."""
     import execution
 
     get = execution.PromptQueue.get
 
-    def noted(self, timeout=None):
+    def recorded(self, timeout=None):
         begun = time.time()
         try:
             return get(self, timeout)
         finally:
             _WAITS.append((begun, time.time()))
 
-    execution.PromptQueue.get = noted
+    execution.PromptQueue.get = recorded
 
 
-def _tell_waits():
+def _serve_waits():
     import server
     from aiohttp import web
 
@@ -131,7 +131,7 @@ def _tell_waits():
         return web.json_response(_WAITS)
 
 
-_note_waits()
-_tell_waits()
+_record_waits()
+_serve_waits()
 
 NODE_CLASS_MAPPINGS = {"BenchmarkWork": Work, "BenchmarkPictures": Pictures}

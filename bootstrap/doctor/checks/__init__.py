@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from bootstrap.comfyui import choose_allocator
 from bootstrap.config import Settings
+from bootstrap.config import variables as declared
 from bootstrap.core.findings import Finding, unexpected
 from bootstrap.core.text import as_on_pod
 from bootstrap.doctor.checks.allocator import check_allocator
@@ -16,13 +17,14 @@ from bootstrap.doctor.checks.gpu import check_gpu, check_gpu_health
 from bootstrap.doctor.checks.machine import check_machine, check_memory
 from bootstrap.doctor.checks.models import check_models
 from bootstrap.doctor.checks.requirements import check_requirements, check_torch
-from bootstrap.doctor.checks.throughput import check_throughput
 from bootstrap.doctor.checks.tokens import check_tokens
 from bootstrap.doctor.checks.variables import check_environment, check_runpod
-from bootstrap.doctor.checks.volume import check_volume
+from bootstrap.doctor.checks.volume import check_presence, check_volume
+from bootstrap.doctor.checks.volume_layout import check_case
+from bootstrap.doctor.checks.volume_storage import check_throughput
 from bootstrap.doctor.facts import Facts
 from bootstrap.doctor.facts.machine import MachineFacts
-from bootstrap.doctor.facts.volume_facts import VolumeFacts
+from bootstrap.doctor.facts.volume_facts import VolumeFacts, VolumeState
 from bootstrap.environment.imports import check_node_imports
 from bootstrap.volume.args_file import check_args_file
 from bootstrap.volume.links import conflicts
@@ -47,7 +49,17 @@ def _of_machine(check: MachineCheck) -> Callable[[Facts, Settings], list[Finding
 
 
 def _volume(facts: Facts, settings: Settings) -> list[Finding]:
-    return check_volume(facts.volume, settings, facts.models) if facts.volume else []
+    if facts.volume is None:
+        return []
+    missing = facts.volume.state is VolumeState.MISSING
+    if missing and declared()["volume_path"].refused(facts.env):
+        return []  # what VOLUME_PATH should have named is unknown, and that it is wrong is reported
+    return check_volume(facts.volume, settings, facts.models)
+
+
+def _case_of_folders(facts: Facts, _: Settings) -> list[Finding]:
+    volume = facts.volume
+    return [] if volume is None or check_presence(volume) else check_case(volume)
 
 
 def _models(facts: Facts, _: Settings) -> list[Finding]:
@@ -102,6 +114,7 @@ def _requirements(facts: Facts, settings: Settings) -> list[Finding]:
 ALL_CHECKS: tuple[Check, ...] = (
     Check("volume", _volume),
     Check("models", _models),
+    Check("case of model folders", _case_of_folders),
     Check("links to models", lambda facts, _: conflicts(facts.link_plan)),
     Check("comfyui", _comfyui),
     Check("wanted nodes", _wanted_nodes),

@@ -29,7 +29,7 @@ from bootstrap.core.findings import Finding, error, info, ok, warning
 from bootstrap.core.text import IN_ENDPOINT, whole
 from bootstrap.doctor.checks.gpu import gpu_expectation
 from bootstrap.doctor.facts.machine import MachineFacts, Preload
-from bootstrap.environment.torch_build import TorchBuild, version_numbers
+from bootstrap.environment import TorchBuild, version_numbers
 
 NATIVE, ASYNC = "native", "cudaMallocAsync"
 OLD_NAME, NEW_NAME = CONF_NAMES  # the new name wins since torch 2.9
@@ -62,7 +62,7 @@ _BOOLEAN: _Rule = (re.compile("True|False"), "`True` or `False`")
 _SIZE: _Rule = (re.compile(r"\b0*[1-9]\d*"), "MB above 0")
 # torch raises below 20 (from 2.9 on) or up to and including 20 (before).
 _SPLIT: _Rule = (re.compile(r"\b0*(2[1-9]|[3-9]\d|[1-9]\d\d+)"), "a whole number of MB above 20")
-_PART, _SHARE = r"0*\.0*[1-9]\d*", "between 0 and 1, such as 0.8"
+_PART, _SHARE = r"0?\.0*[1-9]\d*", "between 0 and 1, such as 0.8"
 # Keys for how the native allocator splits memory: no effect with cudaMallocAsync.
 _NATIVE_ONLY: Mapping[str, _Rule] = {
     "max_split_size_mb": _SPLIT,

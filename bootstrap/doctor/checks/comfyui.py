@@ -10,7 +10,7 @@ from bootstrap.core.text import pluralize, printable, shell_quote, summarize_lis
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts, WantedNodes
 from bootstrap.environment import PackagesFacts
 from bootstrap.environment.node_packs import Pack, PackState
-from bootstrap.nodes.installed import FoundPack
+from bootstrap.nodes.presence import PackOnDisk
 
 CODES = {
     "comfyui.version": "The version of ComfyUI",
@@ -180,7 +180,7 @@ def check_wanted_nodes(wanted: WantedNodes) -> list[Finding]:
     return found
 
 
-def _absent(absent: Sequence[FoundPack]) -> Finding:
+def _absent(absent: Sequence[PackOnDisk]) -> Finding:
     names = [f"{each.path.name} ({each.what or 'missing'})" for each in absent]
     return warning(
         "nodes.absent",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, error, host_error, info, ok, warning
@@ -24,10 +25,6 @@ from bootstrap.doctor.facts.gpu import GpuDevice, GpuFacts
 from bootstrap.doctor.facts.machine import MachineFacts
 
 _NO_DEVICES = ("", "void", "none")
-_ANOTHER = (
-    "A serverless worker is replaced by Runpod; if every worker reports this, choose another GPU "
-    "type or datacenter in Edit Endpoint. On a Pod: stop it and start another."
-)
 # CUresult, cuda.h
 CUDA_OUT_OF_MEMORY = 2
 CUDA_NO_DEVICE = 100
@@ -79,6 +76,15 @@ class Expectation:
 
     expected: bool
     why: str
+
+
+def _needs_another(code: str, message: str, unless: str = "", /, **details: Any) -> Finding:
+    """A fault of this machine's; `unless` is what else to try."""
+    fix = (
+        "A serverless worker is replaced by Runpod; if every worker reports this, choose another "
+        f"GPU type or datacenter in Edit Endpoint. On a Pod: stop it and start another. {unless}"
+    )
+    return host_error(code, message, fix.rstrip(), **details)
 
 
 def gpu_expectation(
@@ -165,18 +171,11 @@ def _trouble(
     gpu: GpuFacts, comfyui_running: bool, env: Mapping[str, str], why: str
 ) -> Finding | None:
     if gpu.silent_in:
-        return host_error(
-            "gpu.driver_silent",
-            f"The NVIDIA driver did not answer in {gpu.timeout:g} s (in {gpu.silent_in}).",
-            _ANOTHER,
-            call=gpu.silent_in,
-        )
+        silent = f"The NVIDIA driver did not answer in {gpu.timeout:g} s (in {gpu.silent_in})."
+        return _needs_another("gpu.driver_silent", silent, call=gpu.silent_in)
     if gpu.died:
-        return host_error(
-            "gpu.probe_died",
-            f"The process that queried the NVIDIA driver ended with {gpu.died}.",
-            _ANOTHER,
-        )
+        died = f"The process that queried the NVIDIA driver ended with {gpu.died}."
+        return _needs_another("gpu.probe_died", died)
     if gpu.cuda.missing:
         return _library_missing(gpu, env, why)
     if gpu.cuda.failed:
@@ -195,19 +194,16 @@ def _library_missing(gpu: GpuFacts, env: Mapping[str, str], why: str) -> Finding
             "variables.",
         )
     if gpu.devices or gpu.device_files:
-        return host_error(
-            "gpu.library_missing",
-            f"A GPU is there, but the driver's library is not ({gpu.cuda.missing}).",
-            _ANOTHER,
-        )
+        missing = f"A GPU is there, but the driver's library is not ({gpu.cuda.missing})."
+        return _needs_another("gpu.library_missing", missing)
     return _absent(why)
 
 
 def _absent(why: str) -> Finding:
-    return host_error(
+    return _needs_another(
         "gpu.absent",
         f"There is no GPU, although one is expected: {why}.",
-        f"{_ANOTHER} If this is meant to be a CPU endpoint, set COMFYUI_ARGS to `--cpu`.",
+        "If this is meant to be a CPU endpoint, set COMFYUI_ARGS to `--cpu`.",
     )
 
 
@@ -229,13 +225,8 @@ def _cuda_failed(
             "Allowed CUDA versions; or `rm -rf /usr/local/cuda/compat` when building the image.",
             cuda_error=code,
         )
-    return host_error(
-        "gpu.not_answering",
-        f"CUDA cannot use the GPU ({_names(gpu)}): {said}.",
-        _ANOTHER,
-        cuda_error=code,
-        call=gpu.cuda.failed,
-    )
+    unusable = f"CUDA cannot use the GPU ({_names(gpu)}): {said}."
+    return _needs_another("gpu.not_answering", unusable, cuda_error=code, call=gpu.cuda.failed)
 
 
 def _memory_full(gpu: GpuFacts) -> Finding:
@@ -244,11 +235,11 @@ def _memory_full(gpu: GpuFacts) -> Finding:
         for d in gpu.visible
         if d.memory_free is not None and d.memory_total
     )
-    return host_error(
+    return _needs_another(
         "gpu.memory_full",
         f"The GPU ({_names(gpu)}) has no memory left for this worker: {free or 'amount unknown'}.",
-        f"{_ANOTHER} If something of yours runs there, such as another ComfyUI, end it first: "
-        "`nvidia-smi` lists it.",
+        "If something of yours runs there, such as another ComfyUI, end it first: `nvidia-smi` "
+        "lists it.",
     )
 
 
@@ -262,12 +253,8 @@ def _none_visible(gpu: GpuFacts, env: Mapping[str, str], why: str) -> Finding:
             "to 0.",
         )
     if gpu.devices:
-        return host_error(
-            "gpu.not_answering",
-            f"The driver has a GPU ({_names(gpu)}), but CUDA lists none.",
-            _ANOTHER,
-            cuda_error=gpu.cuda.code,
-        )
+        unlisted = f"The driver has a GPU ({_names(gpu)}), but CUDA lists none."
+        return _needs_another("gpu.not_answering", unlisted, cuda_error=gpu.cuda.code)
     return _absent(why)
 
 
@@ -357,22 +344,17 @@ def _label(device: GpuDevice) -> str:
 
 def _lost(device: GpuDevice, code: int) -> Finding:
     meaning = _NVML_CODES.get(code, "see nvmlReturn_t in nvml.h")
-    return host_error(
-        "gpu.lost",
-        f"The driver cannot reach {_label(device)}: NVML says {code} ({meaning}).",
-        _ANOTHER,
-        nvml_error=code,
-    )
+    lost = f"The driver cannot reach {_label(device)}: NVML says {code} ({meaning})."
+    return _needs_another("gpu.lost", lost, nvml_error=code)
 
 
 def _ecc(device: GpuDevice) -> Finding | None:
     if not device.ecc_uncorrected:
         return None
-    return host_error(
+    return _needs_another(
         "gpu.ecc",
         f"{_label(device)} has had {device.ecc_uncorrected} uncorrected memory error(s) since its "
         "driver was loaded: jobs fail or give wrong pictures.",
-        _ANOTHER,
         ecc_uncorrected=device.ecc_uncorrected,
     )
 

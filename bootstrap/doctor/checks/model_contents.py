@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bootstrap.core.findings import Finding, info, warning
-from bootstrap.core.text import pluralize, printable, shell_quote, size_text, summarize_list
+from bootstrap.core.text import (
+    MOST_PATHS,
+    pluralize,
+    printable,
+    shell_quote,
+    size_text,
+    summarize_list,
+)
 from bootstrap.doctor.facts.inventory import Inventory, ModelFile
 from bootstrap.models.weights_file import WeightsState
 from bootstrap.volume.categories import PICKLES, extension_of
@@ -93,12 +100,16 @@ _FAULTS: Mapping[WeightsState, _Fault] = {
 
 def check_contents(inventory: Inventory) -> list[Finding]:
     """Findings about single files' contents; at most one for each code."""
+    return [*faults(inventory.files), *pickles(inventory.models), *duplicates(inventory.same)]
+
+
+def faults(files: Iterable[ModelFile]) -> list[Finding]:
+    """What is not what its name says; at most one finding for each code."""
     by_fault: dict[_Fault, list[ModelFile]] = {}
-    for file in inventory.files:
-        if file.is_weights and (fault := _FAULTS.get(file.state)):
-            by_fault.setdefault(fault, []).append(file)
-    faults = [_finding(fault, files) for fault, files in by_fault.items()]
-    return [*faults, *pickles(inventory.models), *duplicates(inventory.same)]
+    for file in files:
+        if is_faulty(file):
+            by_fault.setdefault(_FAULTS[file.state], []).append(file)
+    return [_finding(fault, of_fault) for fault, of_fault in by_fault.items()]
 
 
 def is_faulty(file: ModelFile) -> bool:
@@ -116,11 +127,11 @@ def _words_for(files: Sequence[ModelFile], verb: tuple[str, str]) -> Mapping[str
     first = files[0]
     size = first.examined.expected
     return {
-        "files": about(files, *verb),
+        "files": named(files, *verb),
         "delete": delete(files),
-        "lengths": "; ".join(f"{_named(f, files)}{_length(f)}" for f in files[:3]),
+        "lengths": "; ".join(f"{_label(f, files)}{_length(f)}" for f in files[:3]),
         "details": "; ".join(
-            f"{_named(f, files)}{printable(f.examined.detail)[:120]}" for f in files[:3]
+            f"{_label(f, files)}{printable(f.examined.detail)[:120]}" for f in files[:3]
         ),
         "formats": ", ".join(f"{printable(place(f))} is a {f.examined.detail}" for f in files[:3]),
         "renames": command(*(move(f.full_path, _renamed(f)) for f in files[:3])),
@@ -142,7 +153,7 @@ def pickles(models: Sequence[ModelFile]) -> Iterator[Finding]:
         return
     yield info(
         "models.pickle",
-        f"{about(found, 'is a pickle', 'are pickles')}: old torch versions and some nodes run "
+        f"{named(found, 'is a pickle', 'are pickles')}: old torch versions and some nodes run "
         "code in them when they are loaded.",
         "Where the author offers a .safetensors of the same model, use that; keep only "
         "pickles from people you trust.",
@@ -176,8 +187,8 @@ def _length(file: ModelFile) -> str:
     return f"{file.size:,} bytes{wanted}"
 
 
-def _named(file: ModelFile, files: Sequence[ModelFile]) -> str:
-    """Which of several is spoken of."""
+def _label(file: ModelFile, files: Sequence[ModelFile]) -> str:
+    """Which of several files a remark is about."""
     return f"{printable(file.name)}: " if files[1:] else ""
 
 
@@ -187,7 +198,6 @@ def _renamed(file: ModelFile) -> str:
 
 
 # In a finding's details, for programs.
-MOST_PATHS = 50
 MOST_PATH = 300
 # In a command to type.
 MOST_TYPED = 5
@@ -198,7 +208,7 @@ def place(file: ModelFile) -> str:
     return f"{file.root.name}/{file.path}"
 
 
-def about(files: Sequence[ModelFile], one: str, many: str) -> str:
+def named(files: Sequence[ModelFile], one: str, many: str) -> str:
     """`models/vae/x.pt has` or `7 files (a, b, c, d, e and 2 more) have`."""
     if len(files) == 1:
         return f"{summarize_list([place(files[0])])} {one}"

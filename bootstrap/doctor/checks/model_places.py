@@ -15,6 +15,7 @@ from typing import NamedTuple
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import (
     MB,
+    MOST_PATHS,
     chained,
     pluralize,
     printable,
@@ -24,12 +25,11 @@ from bootstrap.core.text import (
 )
 from bootstrap.doctor.checks.model_contents import (
     MOST_PATH,
-    MOST_PATHS,
-    about,
     command,
     delete,
     is_faulty,
     move,
+    named,
     paths_of,
 )
 from bootstrap.doctor.facts.inventory import Holding, Inventory, ModelFile, holdings_of
@@ -277,7 +277,7 @@ def outside_category(
     )
     return warning(
         "models.outside_category",
-        f"{about(files, 'lies', 'lie')} straight under {first.root.name}/, where no loader looks.",
+        f"{named(files, 'lies', 'lie')} straight under {first.root.name}/, where no loader looks.",
         fix,
         paths=paths_of(files),
     )
@@ -290,7 +290,7 @@ def ignored_extensions(files: Sequence[ModelFile]) -> Finding:
     accepted = ", ".join(sorted(first.category.extensions)) if first.category else ".safetensors"
     return warning(
         "models.ignored_extension",
-        f"{about(files, 'is', 'are')} not listed by ComfyUI because of the name's ending "
+        f"{named(files, 'is', 'are')} not listed by ComfyUI because of the name's ending "
         f"(it takes {accepted}).",
         f"If it is a model: {moves}. If not, move it out of the model folders.",
         paths=paths_of(files),
@@ -309,7 +309,7 @@ def packed(files: Sequence[ModelFile]) -> Finding:
     )
     return warning(
         "models.archive",
-        f"{about(files, 'is an archive', 'are archives')}; ComfyUI lists only what is unpacked.",
+        f"{named(files, 'is an archive', 'are archives')}; ComfyUI lists only what is unpacked.",
         f"`{unpack} && {shell_quote('rm', '--', first.full_path)}`",
         paths=paths_of(files),
     )
@@ -320,7 +320,7 @@ def partial_downloads(files: Sequence[ModelFile]) -> Finding:
     size = sum(f.size for f in files)
     return info(
         "models.partial_download",
-        f"{about(files, 'is a download', 'are downloads')} under way or broken off "
+        f"{named(files, 'is a download', 'are downloads')} under way or broken off "
         f"({size_text(size)}).",
         f"If nothing is downloading on any worker or Pod: {delete(files)}",
         paths=paths_of(files),

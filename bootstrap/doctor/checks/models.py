@@ -98,7 +98,7 @@ def unopened(inventory: Inventory) -> Iterator[Finding]:
     """A light scan opens a limited number of files."""
     weights = [f for f in inventory.files if f.is_weights]
     unread = [f for f in weights if f.state is WeightsState.UNREAD and not f.examined.detail]
-    if not inventory.headers or not inventory.complete or not unread:
+    if not inventory.complete or not unread:
         return
     yield info(
         "models.unopened",

@@ -14,11 +14,19 @@ from bootstrap.doctor.checks.gpu import gpu_expectation
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts
 from bootstrap.doctor.facts.gpu import GpuDevice, GpuFacts
 from bootstrap.doctor.facts.machine import MachineFacts
-from bootstrap.environment import INSTALL, Judgement, PackagesFacts, Record, package_findings
+from bootstrap.environment import (
+    INSTALL,
+    Judgement,
+    PackagesFacts,
+    Record,
+    TorchBuild,
+    oldest_driver,
+    package_findings,
+    version_numbers,
+)
 from bootstrap.environment.node_packs import Pack
 from bootstrap.environment.requirements import RequirementState, Verdict
 from bootstrap.environment.site_packages import pip_install, public_torch, where_to_type
-from bootstrap.environment.torch_build import TorchBuild, oldest_driver, version_numbers
 
 CODES = {
     "comfyui.requirement_wanted": "A package that some of ComfyUI's own nodes need is missing",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from posixpath import basename, dirname, join, normpath, relpath
 
 from bootstrap.core.files import contains
@@ -20,7 +21,8 @@ from bootstrap.core.text import (
     shell_quote,
     summarize_list,
 )
-from bootstrap.doctor.facts.inventory import Inventory
+from bootstrap.doctor.checks import model_contents
+from bootstrap.doctor.facts.inventory import Inventory, ModelFile
 from bootstrap.doctor.facts.volume_facts import VolumeFacts
 from bootstrap.doctor.facts.volume_places import BASE, Stray
 from bootstrap.volume import COMFYUI, CUSTOM_NODES, MODELS
@@ -141,25 +143,44 @@ def check_models(facts: VolumeFacts) -> list[Finding]:
         "ComfyUI does not read models in {}; they belong in {}.",
         facts,
     )
-    found += _moves(
-        models.wrong_case,
-        "volume.wrong_case",
-        "Case matters: {} should be {}.",
-        facts,
+    loose = [f for f in models.loose if dirname(f.path) not in models.homes]
+    return [*found, *_broken(loose), *_loose([f for f in loose if not is_broken(f)], facts)]
+
+
+def is_broken(model: Stray) -> bool:
+    """Does a finding say to delete this single model, download it again or rename it?"""
+    return model_contents.is_faulty(_as_file(model))
+
+
+def _broken(models: Sequence[Stray]) -> list[Finding]:
+    return model_contents.faults(map(_as_file, models))
+
+
+def _as_file(model: Stray) -> ModelFile:
+    """It is named by its full path, as it has no models folder."""
+    path = relpath(model.path, "/")
+    return ModelFile(Path("/"), path, model.size, 0, None, model.examined, model.inode)
+
+
+def check_case(facts: VolumeFacts) -> list[Finding]:
+    """Folders of models with a wrong case. Their files' findings name them as they are: what those
+    say to delete goes first."""
+    return list(
+        _moves(
+            facts.models.wrong_case, "volume.wrong_case", "Case matters: {} should be {}.", facts
+        )
     )
-    return [*found, *_loose(models.loose, facts)]
 
 
 def _loose(files: Sequence[Stray], facts: VolumeFacts) -> Iterator[Finding]:
     """Single models at the root of the volume or of ComfyUI; the model inventory covers those in a
     models folder."""
-    found = [f for f in files if dirname(f.path) not in facts.models.homes]
-    if not found:
+    if not files:
         return
-    paths = [f.path for f in found]
+    paths = [f.path for f in files]
     home = _home_of_models(facts)
-    known = [f for f in found if f.belongs]
-    first = (known or found)[0]
+    known = [f for f in files if f.belongs]
+    first = (known or files)[0]
     place = first.belongs or join(home, "checkpoints")
     move = shell_quote("mv", "-n", first.path, join(place, ""))
     command = f"mkdir -p {shell_quote(place)} && {move}"
@@ -190,8 +211,9 @@ def check_unread(facts: VolumeFacts, inventory: Inventory | None) -> Iterator[Fi
         for model in facts.models.unread
         if model.inode not in read and not any(contains(path, model.path) for path in named)
     ]
-    if found:
-        yield _unread(found, facts)
+    yield from _broken(found)
+    if whole := [model for model in found if not is_broken(model)]:
+        yield _unread(whole, facts)
 
 
 def _named_elsewhere(facts: VolumeFacts, inventory: Inventory) -> list[str]:

@@ -1,18 +1,16 @@
-"""Links, venvs and model paths on the volume that are broken or lead elsewhere; leftovers."""
+"""Links, venvs and model paths on the volume that are broken or lead elsewhere."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from posixpath import basename, dirname, join, relpath
+from posixpath import basename, join, relpath
 
 from bootstrap.config import Settings
 from bootstrap.core.files import contains
 from bootstrap.core.findings import Finding, Severity, error, info, warning
-from bootstrap.core.temp_files import Leftover
 from bootstrap.core.text import (
-    GB,
     POD,
     SERVERLESS,
     about,
@@ -21,18 +19,17 @@ from bootstrap.core.text import (
     pluralize,
     printable,
     shell_quote,
-    size_text,
     summarize_list,
     without_tabs,
     words,
 )
 from bootstrap.doctor.facts.inventory import Inventory
-from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, VolumeFacts
+from bootstrap.doctor.facts.volume_facts import LinkFact, LinkTarget, VolumeFacts
 from bootstrap.doctor.facts.volume_places import BASE, ModelPath
 from bootstrap.environment import Venv
 from bootstrap.volume import COMFYUI, MODELS
 from bootstrap.volume.args_file import OLD_FILE
-from bootstrap.volume.find_comfyui import Name
+from bootstrap.volume.find_comfyui import MountState
 
 CODES = {
     "links.other_mount": "Links name the volume's other mount point and are broken here",
@@ -52,21 +49,18 @@ CODES = {
     "volume.paths_absolute": "`extra_model_paths.yaml` names a mount point that others lack",
     "volume.paths_tabs": "`extra_model_paths.yaml` is indented with tabs, which YAML forbids",
     "volume.paths_missing": "`extra_model_paths.yaml` names folders that do not exist",
-    "volume.leftovers": "Killed workers left temporary files",
-    "volume.put_aside": "A file was put aside while a link was being removed, and not put back",
 }
 _MOST_COPIES = 5  # in one command, which names each path five times
-_AWAY = (Leads.NOWHERE, Leads.LOOP)
+_AWAY = (LinkTarget.BROKEN, LinkTarget.LOOP)
 
 
 def check_links(
     facts: VolumeFacts, settings: Settings, inventory: Inventory | None = None
 ) -> list[Finding]:
-    """One finding per kind; a link is of one kind only. Those among the models that the look at the
-    volume did not come by are the inventory's."""
+    """One finding per kind; a link is of one kind only. The inventory adds those among the models
+    that `facts` lacks."""
     names = names_that_hold(facts, settings)
-    seen = {link.path for link in facts.links}
-    among_models = [x for x in (inventory.links if inventory else ()) if x.path not in seen]
+    among_models = inventory.further_links(facts) if inventory else ()
     found = [(_kind(link, facts, names), link) for link in facts.links]
     found += [(_kind_among_models(link, names), link) for link in among_models]
     kinds: dict[str, list[LinkFact]] = {}
@@ -81,9 +75,9 @@ def names_that_hold(facts: VolumeFacts, settings: Settings) -> frozenset[str]:
     /workspace, that is the name that a worker creates.
     """
     if not settings.link_other_mount:
-        return frozenset(str(m.path) for m in facts.other_mounts if m.state is Name.VOLUME)
+        return frozenset(str(m.path) for m in facts.other_mounts if m.state is MountState.VOLUME)
     here = {POD} if facts.root == POD else set()
-    others = {str(m.path) for m in facts.other_mounts if m.state is not Name.TAKEN}
+    others = {str(m.path) for m in facts.other_mounts if m.state is not MountState.TAKEN}
     return frozenset(here | others)
 
 
@@ -94,11 +88,11 @@ def _kind(link: LinkFact, facts: VolumeFacts, names: frozenset[str]) -> str | No
         return "links.ours_broken"
     if link.leads in _AWAY and link.relative is not None:
         return "links.held_by_mount" if holds else "links.other_mount"
-    if link.leads is Leads.NOWHERE:
+    if link.leads is LinkTarget.BROKEN:
         return "links.broken"
-    if link.leads is Leads.LOOP or (link.leads is Leads.UP and _matters(link, facts)):
+    if link.leads is LinkTarget.LOOP or (link.leads is LinkTarget.UP and _matters(link, facts)):
         return "links.endless"
-    if link.leads is Leads.OUT:
+    if link.leads is LinkTarget.OUTSIDE:
         return "links.outward"
     return "links.absolute" if link.relative is not None and not holds else None
 
@@ -106,9 +100,9 @@ def _kind(link: LinkFact, facts: VolumeFacts, names: frozenset[str]) -> str | No
 def _kind_among_models(link: LinkFact, names: frozenset[str]) -> str:
     if link.ours:
         return "links.ours_broken"
-    if link.leads is Leads.OUT:
+    if link.leads is LinkTarget.OUTSIDE:
         return "models.link_escapes"
-    if link.leads is Leads.LOOP:
+    if link.leads is LinkTarget.LOOP:
         return "models.link_loop"
     if link.relative is None:
         return "models.link_broken"
@@ -245,14 +239,6 @@ def check_paths(facts: VolumeFacts, settings: Settings) -> list[Finding]:
     return [*found, *_absolute_paths(facts, names), *_missing(facts)]
 
 
-def check_leftovers(facts: VolumeFacts) -> list[Finding]:
-    """Which of our files may be removed, and which need attention."""
-    stale = [leftover for leftover in facts.leftovers if leftover.stale]
-    kept = [x for x in stale if x.kind == "unlinking" and not x.removable]
-    old = [x for x in stale if x.removable]
-    return [*_sweepable(old, facts), *_put_aside(kept, facts)]
-
-
 def _venv(venv: Venv, facts: VolumeFacts, names: frozenset[str]) -> list[Finding]:
     if not venv.python_exists:
         return [] if venv.interpreter or venv.is_backup else [_venv_broken(venv, facts)]
@@ -386,36 +372,3 @@ def _pattern(text: str) -> str:
 
 def _replacement(text: str) -> str:
     return re.sub(r"([&\\#])", r"\\\1", text)
-
-
-def _sweepable(stale: list[Leftover], facts: VolumeFacts) -> Iterator[Finding]:
-    if not stale:
-        return
-    size = sum(x.size for x in stale)
-    paths = [x.path for x in stale]
-    command = f"rm -f {words(paths)}"
-    report = warning if size > GB else info
-    yield report(
-        "volume.leftovers",
-        f"Workers that were killed left {pluralize(len(paths), 'file')} ({size_text(size)}): "
-        f"{summarize_list(paths)}.",
-        on_pod(command, facts.root, "Or check again with --fix."),
-        **about(paths, command),
-    )
-
-
-def _put_aside(kept: list[Leftover], facts: VolumeFacts) -> Iterator[Finding]:
-    if not kept:
-        return
-    paths = [x.path for x in kept]
-    names = {path: f"put-aside-{basename(path)[1:9]}" for path in paths}
-    command = chained(
-        [f"mv -nT {shell_quote(p)} {shell_quote(join(dirname(p), names[p]))}" for p in paths]
-    )
-    yield warning(
-        "volume.put_aside",
-        f"{summarize_list(paths)} stood where a worker was about to remove a link of its own, and "
-        "was put aside under a hidden name.",
-        on_pod(command, facts.root, "Then look what it is, and give it its name again."),
-        **about(paths, command),
-    )

@@ -45,8 +45,8 @@ from bootstrap.environment import (
     choose_python,
     judge,
     kept_set,
+    read_torch_build,
 )
-from bootstrap.environment.torch_build import read_torch_build
 from bootstrap.models.manifest_file import wanted_here
 from bootstrap.volume import MODELS, Layout, locate
 from bootstrap.volume.args_file import ArgsFile, read_args_file, with_args_file

@@ -21,17 +21,18 @@ from bootstrap.environment.node_packs import (
     VERSION_FILE,
     Git,
     Pack,
+    RequirementFile,
     Requirements,
+    comfyui_file,
     files_of,
     gather_packs,
     look_at_git,
+    read_text,
     read_version,
 )
-from bootstrap.environment.requirement_files import RequirementFile, comfyui_file, read_text
-from bootstrap.nodes.installed import FoundPack, look
-from bootstrap.nodes.installed import State as PackState
 from bootstrap.nodes.manifest import NodeManifest, nodes_wanted_here
 from bootstrap.nodes.node_map import map_path, nodes_in, where_nodes_are
+from bootstrap.nodes.presence import PackOnDisk, Presence, look_at_pack
 from bootstrap.volume import Layout
 
 GATHER_SECONDS = 15.0
@@ -170,17 +171,15 @@ class WantedNodes:
 
     listed: int = 0
     findings: tuple[Finding, ...] = ()
-    absent: tuple[FoundPack, ...] = ()
+    absent: tuple[PackOnDisk, ...] = ()
     lacking: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     date: str = ""
 
 
-def gather_wanted_nodes(
-    settings: Settings, layout: Layout, timeout: float = GATHER_SECONDS
-) -> WantedNodes:
-    """Look for the listed packs, and for those that the volume's workflows need, for at most
-    `timeout` seconds; empty if that is exceeded; never raises OSError."""
-    caller = BoundedCaller(timeout)
+def gather_wanted_nodes(settings: Settings, layout: Layout) -> WantedNodes:
+    """Look for the listed packs, and for those that the volume's workflows need; empty after
+    `GATHER_SECONDS`. Never raises OSError."""
+    caller = BoundedCaller(GATHER_SECONDS)
     try:
         return caller.one(lambda: _wanted(settings, layout, caller))
     except (VolumeTimeout, OSError):
@@ -190,8 +189,8 @@ def gather_wanted_nodes(
 def _wanted(settings: Settings, layout: Layout, caller: BoundedCaller) -> WantedNodes:
     nodes = layout.custom_nodes
     manifest = nodes_wanted_here(settings, layout) or NodeManifest()
-    looked = caller.each(lambda spec: look(spec, nodes), manifest.packs)
-    absent = tuple(found for found in looked if found.state is not PackState.THERE)
+    looked = caller.each(lambda spec: look_at_pack(spec, nodes), manifest.packs)
+    absent = tuple(found for found in looked if found.state is not Presence.THERE)
     files = caller.one(lambda: _workflows(layout.root))
     used = dict(zip(files, caller.each(_classes_in, files), strict=True))
     names = {name for classes in used.values() for name in classes}

@@ -5,26 +5,25 @@ One parallel walk that also opens weights files and reads their headers, in boun
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.concurrency import ByteSemaphore, Task, WorkerPool
+from bootstrap.core.concurrency import ByteSemaphore, WorkerPool
 from bootstrap.core.files import contains
 from bootstrap.core.text import POD, SERVERLESS
-from bootstrap.doctor.facts.volume_facts import Leads, LinkFact, look_at_link
+from bootstrap.doctor.facts.volume_facts import LinkFact, LinkTarget, VolumeFacts, look_at_link
 from bootstrap.doctor.facts.walk import (
-    LIMIT,
     THREADS,
     Entry,
-    EntryKind,
-    LinkTarget,
-    Walk,
     WalkProblem,
     walk,
 )
@@ -38,6 +37,7 @@ from bootstrap.volume.categories import (
     category_of,
     extension_of,
 )
+from bootstrap.volume.link_plan import EntryKind
 
 # Extensions of weights, in folders of custom nodes too.
 WEIGHTS = PT_EXTENSIONS | {GGUF, ".onnx"}
@@ -49,11 +49,9 @@ MOST_PATH = 200
 MOST_HELD = 32 << 20
 # Copies of smaller files are not worth reporting.
 LEAST_DUPLICATE = 1 << 20
-_LOST = {LinkTarget.BROKEN: WeightsState.BROKEN_LINK, LinkTarget.LOOP: WeightsState.LOOPING_LINK}
-_LEADS: Mapping[LinkTarget | None, Leads] = {
-    LinkTarget.BROKEN: Leads.NOWHERE,
-    LinkTarget.LOOP: Leads.LOOP,
-    LinkTarget.ESCAPES: Leads.OUT,
+_LOST: Mapping[LinkTarget | None, WeightsState] = {
+    LinkTarget.BROKEN: WeightsState.BROKEN_LINK,
+    LinkTarget.LOOP: WeightsState.LOOPING_LINK,
 }
 Progress = Callable[[int], None]
 
@@ -120,8 +118,8 @@ class Inventory:
     """The contents of the model folders `roots`. `files` are ordered by root and path; `folders`
     are all folders (root, path), including link targets. `links` are those that are broken, lead
     to a folder above, or out of the volume. `same` are groups of files that are equal by size,
-    header and samples. `complete` is False if a limit in number or time ended the walk; `headers`:
-    weights files were opened; `seconds` is the duration.
+    header and samples. `complete` is False if a limit in number or time ended the walk, which
+    took `seconds`.
     """
 
     roots: tuple[Path, ...] = ()
@@ -132,7 +130,6 @@ class Inventory:
     problems: tuple[WalkProblem, ...] = ()
     problem_count: int = 0
     complete: bool = True
-    headers: bool = True
     seconds: float = 0.0
 
     @property
@@ -150,6 +147,11 @@ class Inventory:
         """Bytes of all files, each inode counted once."""
         return size_of(self.files)
 
+    def further_links(self, facts: VolumeFacts) -> list[LinkFact]:
+        """Those that `facts` does not have yet."""
+        seen = {link.path for link in facts.links}
+        return [link for link in self.links if link.path not in seen]
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready and bounded: per category folders, counts, sizes and the largest files."""
         holdings = sorted(holdings_of(self), key=lambda h: (-h.size, h.name))
@@ -163,7 +165,6 @@ class Inventory:
             "categories_left_out": max(0, len(holdings) - MOST_CATEGORIES),
             "unreadable": self.problem_count,
             "complete": self.complete,
-            "headers": self.headers,
             "seconds": round(self.seconds, 3),
         }
 
@@ -255,103 +256,77 @@ def size_of(files: Iterable[ModelFile]) -> int:
 
 def gather_models(
     model_roots: Sequence[Path],
-    headers: bool = True,
-    threads: int = THREADS,
     progress: Progress | None = None,
     inside: Sequence[Path] | None = None,
-    limit: int = LIMIT,
     timeout: float | None = None,
     most_headers: int | None = None,
     extra_roots: Mapping[Path, str] | None = None,
 ) -> Inventory:
     """List everything under `model_roots` (each a `models` folder), and under `extra_roots`:
-    single-category folders from extra_model_paths.yaml. `headers` also opens weights files, at most
-    `most_headers`: two more round trips each, and most of the time if there are many. Links that
-    lead out of `inside` (the volume; default: the roots) are reported. `progress` is called a few
-    times a second with the number of names seen; `timeout` (seconds) is for everything. Unreadable
-    paths are reported; nothing is raised.
+    single-category folders from extra_model_paths.yaml. At most `most_headers` weights files are
+    opened: two more round trips each, and most of the time if there are many. Links that lead out
+    of `inside` (the volume; default: the roots) are reported. `progress` is called a few times a
+    second with the number of names seen; `timeout` (seconds) is for everything. Unreadable paths
+    are reported; nothing is raised.
     """
     started = time.monotonic()
     examined: dict[tuple[Path, str], Examined] = {}
-    allowance = ByteSemaphore(MOST_HELD)
+    allowance, numbers = ByteSemaphore(MOST_HELD), itertools.count()
 
     def open_weights(entry: Entry) -> None:
-        if is_weights(entry.path) and (most_headers is None or len(examined) < most_headers):
+        if is_weights(entry.path) and (most_headers is None or next(numbers) < most_headers):
             examined[entry.root, entry.path] = examine(entry.full_path, entry.size, allowance)
 
-    visit = open_weights if headers else None
+    def left() -> float | None:
+        return None if timeout is None else started + timeout - time.monotonic()
+
     extra_roots = _not_within(extra_roots or {}, model_roots)
     roots = [*model_roots, *extra_roots]
-    found = walk(roots, threads, progress, limit, inside, timeout, visit)
+    found = walk(roots, progress=progress, inside=inside, timeout=timeout, visit=open_weights)
     known = examined.copy()
-    left = None if timeout is None else started + timeout - time.monotonic()
-    odd = [e for e in found.entries if e.target in _LEADS]
-    odd = [e for e in odd if e.target is not LinkTarget.ESCAPES or e.root not in extra_roots]
-    links = _link_facts(odd, inside, threads, left)
     files = [_file(e, known, extra_roots) for e in found.entries if _is_listed(e)]
-    left = None if timeout is None else started + timeout - time.monotonic()
-    same = _find_same(files, threads, left)
-    found = replace(found, entries=tuple(e for e in found.entries if e.root not in extra_roots))
-    return _inventory(roots, found, files, links, same, headers, started)
-
-
-def _not_within(extra_roots: Mapping[Path, str], roots: Sequence[Path]) -> dict[Path, str]:
-    """Those that are not already part of one of the roots."""
-    real = [_real(root) for root in roots]
-    return {
-        path: name
-        for path, name in extra_roots.items()
-        if not any(_real(path).is_relative_to(root) for root in real)
-    }
-
-
-def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))
-
-
-def _inventory(
-    roots: Sequence[Path],
-    found: Walk,
-    files: list[ModelFile],
-    links: tuple[LinkFact, ...],
-    same: tuple[tuple[ModelFile, ...], ...],
-    headers: bool,
-    started: float,
-) -> Inventory:
+    own = [e for e in found.entries if e.root not in extra_roots]
+    bad = [
+        e
+        for e in found.entries
+        if e.target in _LOST or (e.target is LinkTarget.OUTSIDE and e.root not in extra_roots)
+    ]
     return Inventory(
         roots=tuple(roots),
         files=tuple(files),
-        folders=tuple((e.root, e.path) for e in found.entries if _is_entered(e)),
-        links=links,
-        same=same,
+        folders=tuple((e.root, e.path) for e in own if _is_entered(e)),
+        links=_link_facts(bad, inside, left()),
+        same=_find_same(files, left()),
         problems=found.problems,
         problem_count=found.problem_count,
         complete=found.complete,
-        headers=headers,
         seconds=time.monotonic() - started,
     )
 
 
-def _find_same(
-    files: list[ModelFile], threads: int, timeout: float | None
-) -> tuple[tuple[ModelFile, ...], ...]:
+def _not_within(extra_roots: Mapping[Path, str], roots: Sequence[Path]) -> dict[Path, str]:
+    """Those that are not already part of one of the roots."""
+    real = [os.path.realpath(root) for root in roots]
+    return {
+        path: name
+        for path, name in extra_roots.items()
+        if not any(contains(root, os.path.realpath(path)) for root in real)
+    }
+
+
+def _find_same(files: list[ModelFile], timeout: float | None) -> tuple[tuple[ModelFile, ...], ...]:
     """Groups of files with the same size, header and samples, most wasteful first."""
     candidates = [f for group in _alike(files) for f in group]
     samples: dict[int, bytes] = {}
 
-    def sampling(index: int, file: ModelFile) -> Task:
-        def task() -> None:
-            try:
-                samples[index] = sample_hash(file.full_path, file.size)
-            except OSError:
-                pass  # it was readable a moment ago; treat it as unique
+    def sample(index: int, file: ModelFile) -> None:
+        with suppress(OSError):  # it was readable a moment ago; treat it as unique
+            samples[index] = sample_hash(file.full_path, file.size)
 
-        return task
-
-    WorkerPool(threads).run([sampling(i, f) for i, f in enumerate(candidates)], timeout)
+    WorkerPool(THREADS).run([partial(sample, i, f) for i, f in enumerate(candidates)], timeout)
     groups: dict[bytes, list[ModelFile]] = defaultdict(list)
-    for index, sample in sorted(samples.copy().items()):
-        groups[candidates[index].examined.fingerprint + sample].append(candidates[index])
+    for index, digest in sorted(samples.copy().items()):
+        groups[candidates[index].examined.fingerprint + digest].append(candidates[index])
     twins = [tuple(group) for group in groups.values() if len(group) > 1]
     return tuple(sorted(twins, key=lambda group: -group[0].size * (len(group) - 1)))
 
@@ -370,9 +345,7 @@ def _file(
     examined: Mapping[tuple[Path, str], Examined],
     extra_roots: Mapping[Path, str],
 ) -> ModelFile:
-    unopened = Examined(
-        _LOST.get(entry.target, WeightsState.UNREAD) if entry.target else WeightsState.UNREAD
-    )
+    unopened = Examined(_LOST.get(entry.target, WeightsState.UNREAD))
     folder, slash, _ = entry.path.partition("/")
     root_category = extra_roots.get(entry.root, "")
     return ModelFile(
@@ -389,32 +362,28 @@ def _file(
 
 
 def _link_facts(
-    entries: Sequence[Entry], inside: Sequence[Path] | None, threads: int, timeout: float | None
+    entries: Sequence[Entry], inside: Sequence[Path] | None, timeout: float | None
 ) -> tuple[LinkFact, ...]:
     """Links that are broken, lead to a folder above, or off the volume, which is the first of
     `inside`; with what repairs one through another mount point of it."""
     root = os.path.realpath(inside[0]) if inside else ""
     mounts = [mount for mount in (SERVERLESS, POD) if root and mount != root]
-    found = [LinkFact(e.full_path, e.link or "", _LEADS[e.target]) for e in entries]
+    found = [LinkFact(e.full_path, e.link or "", e.target) for e in entries if e.target]
     links = {link.path: link for link in found}
-    broken = [link for link in found if link.leads is Leads.NOWHERE]
+    broken = [link for link in found if link.leads is LinkTarget.BROKEN]
     named = [x.path for x in broken if any(contains(mount, x.text) for mount in mounts)]
 
-    def asking(path: str) -> Task:
-        def task() -> None:
-            links[path] = look_at_link(path, root, root, mounts) or links[path]
-
-        return task
+    def look_again(path: str) -> None:
+        links[path] = look_at_link(path, root, root, mounts) or links[path]
 
     if named:
-        WorkerPool(threads).run([asking(path) for path in named], timeout)
-    return tuple(links.values())
+        WorkerPool(THREADS).run([partial(look_again, path) for path in named], timeout)
+    return tuple(links.copy().values())
 
 
 def _is_listed(entry: Entry) -> bool:
     """A file, or a link to one, a broken link, or a loop."""
-    lost = entry.target in (LinkTarget.BROKEN, LinkTarget.LOOP)
-    return entry.is_file or (entry.kind is EntryKind.LINK and lost)
+    return entry.is_file or entry.target in _LOST
 
 
 def _is_entered(entry: Entry) -> bool:

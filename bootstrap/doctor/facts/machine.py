@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from bootstrap.core.container_limits import CpuFacts, MemoryFacts, gather_cpu, gather_memory
 from bootstrap.doctor.facts.gpu import PROBE_TIMEOUT, GpuFacts, gather_gpu
-from bootstrap.environment.torch_build import TorchBuild
+from bootstrap.environment import TorchBuild
 
 T = TypeVar("T")
 _PROJECT = Path(__file__).resolve().parents[3]

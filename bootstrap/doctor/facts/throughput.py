@@ -26,6 +26,7 @@ MOST_BYTES = 1 << 30
 MOST_SECONDS = 6.0
 LEAST_BYTES = 16 << 20
 SMALL_FILES = 64
+_LARGE_FILES = 16
 EXTRA_SECONDS = 10.0
 
 
@@ -64,16 +65,16 @@ class Throughput:
         return asdict(self)
 
 
-def large_files(inventory: Inventory, count: int = 16) -> list[str]:
+def large_files(inventory: Inventory) -> list[str]:
     """The largest models, each once: what a cold start reads."""
     models = sorted(inventory.models, key=lambda f: f.size, reverse=True)
-    return list({f.inode: f.full_path for f in models if f.inode}.values())[:count]
+    return list({f.inode: f.full_path for f in models if f.inode}.values())[:_LARGE_FILES]
 
 
-def small_files(inventory: Inventory, count: int = SMALL_FILES) -> list[str]:
+def small_files(inventory: Inventory) -> list[str]:
     """The smallest files, for the latency of metadata."""
     files = sorted((f for f in inventory.files if f.inode), key=lambda f: f.size)
-    return [f.full_path for f in files[:count]]
+    return [f.full_path for f in files[:SMALL_FILES]]
 
 
 @dataclass(frozen=True)

@@ -31,14 +31,15 @@ MOST_LINKS = 200
 MOST_SHOWN = 50
 
 
-class Leads(str, Enum):
-    """Where a link leads. `UP`: to a folder that contains it, so following it never ends."""
+class LinkTarget(str, Enum):
+    """Where a symbolic link leads. `UP`: to a folder that contains it, so following it never ends;
+    `OUTSIDE`: it exists, but not on the volume."""
 
-    WELL = "well"
-    NOWHERE = "nowhere"
+    OK = "well"
+    BROKEN = "nowhere"
     LOOP = "loop"
     UP = "up"
-    OUT = "out"
+    OUTSIDE = "out"
     UNKNOWN = "unknown"
 
 
@@ -51,7 +52,7 @@ class LinkFact:
 
     path: str
     text: str
-    leads: Leads
+    leads: LinkTarget
     home: str | None = None
     relative: str | None = None
     ours: bool = False
@@ -77,18 +78,18 @@ def look_at_link(path: str, root: str, tree: str, homes: Sequence[str]) -> LinkF
     return replace(link, home=home, relative=relative)
 
 
-def _leads(path: str, tree: str) -> Leads:
+def _leads(path: str, tree: str) -> LinkTarget:
     try:
         found = os.stat(path)
     except OSError as problem:
         if problem.errno == errno.ELOOP:
-            return Leads.LOOP
+            return LinkTarget.LOOP
         absent = problem.errno in (errno.ENOENT, errno.ENOTDIR)
-        return Leads.NOWHERE if absent else Leads.UNKNOWN
+        return LinkTarget.BROKEN if absent else LinkTarget.UNKNOWN
     real = os.path.realpath(path)
     if stat.S_ISDIR(found.st_mode) and contains(real, os.path.realpath(os.path.dirname(path))):
-        return Leads.UP
-    return Leads.WELL if contains(tree, real) else Leads.OUT
+        return LinkTarget.UP
+    return LinkTarget.OK if contains(tree, real) else LinkTarget.OUTSIDE
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ class VolumeState(str, Enum):
 
 
 @dataclass(frozen=True)
-class Models:
+class ModelPlaces:
     """`homes` are the existing models folders (the volume's own first), `missing` the usual
     categories that none has. `strays` are folders outside them, `loose` single files that no loader
     finds (`belongs` is "" if their contents do not show it), `wrong_case` are misspelt. `unread`
@@ -244,7 +245,7 @@ class VolumeFacts:
     nodes: tuple[str, ...] = ()
     paths_file: str = ""
     other_mounts: tuple[OtherMount, ...] = ()
-    models: Models = Models()
+    models: ModelPlaces = ModelPlaces()
     links: tuple[LinkFact, ...] = ()
     venvs: tuple[Venv, ...] = ()
     model_paths: tuple[ModelPath, ...] = ()
@@ -283,6 +284,8 @@ def _clean(value: Any) -> Any:
         return value.value
     if isinstance(value, Path):
         return _clean(str(value))
+    if isinstance(value, bytes):
+        return value.hex()
     if isinstance(value, str):
         return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return value

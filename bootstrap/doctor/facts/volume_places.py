@@ -11,11 +11,12 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from bootstrap.core.concurrency import BoundedCaller
+from bootstrap.core.concurrency import BoundedCaller, ByteSemaphore
 from bootstrap.core.files import Folder, contains, list_folder, open_regular
-from bootstrap.models.weights_file import kind_of_weights
+from bootstrap.models.weights_file import Examined, WeightsState, examine
 from bootstrap.volume import CUSTOM_NODES, MODELS
 from bootstrap.volume.args_file import paths_file
 from bootstrap.volume.categories import GGUF, PT_EXTENSIONS, extension_of, known_folders
@@ -31,6 +32,7 @@ _PROPER = {name.casefold(): name for name in known_folders()}
 _WEIGHTS = PT_EXTENSIONS | {GGUF}
 _MOST_SUBFOLDERS = 8
 _MOST_LOOSE = 50
+_MOST_HELD = 32 << 20  # text of headers, at once
 _MOST_FOLDERS = 50
 # ComfyUI's own: models in `output` are on its lists, those in `custom_nodes` are their nodes'.
 _NOT_FOR_MODELS = frozenset({CUSTOM_NODES, "input", "output", "temp", "user"})
@@ -39,7 +41,7 @@ _LOOSE = frozenset({".safetensors", ".sft", ".ckpt", ".gguf", ".pth", ".pt"})
 
 
 @dataclass(frozen=True)
-class Line:
+class PathLine:
     """A path in line `number` (from 1); `key` is its category, or `base_path`."""
 
     number: int
@@ -67,7 +69,7 @@ class ModelPath:
     there: bool = False
 
 
-def read_lines(path: str) -> list[Line]:
+def read_lines(path: str) -> list[PathLine]:
     """The paths in the file at `path`; none if it cannot be read."""
     return list(_parse(_lines_of(path)))[:MOST_PATHS]
 
@@ -88,7 +90,7 @@ def further_folders(comfyui: Path) -> dict[Path, str]:
     return {Path(path.path): path.key for path in wanted if os.path.isdir(path.path)}
 
 
-def resolve(lines: list[Line], folder: str, homes: Sequence[str]) -> list[ModelPath]:
+def resolve(lines: list[PathLine], folder: str, homes: Sequence[str]) -> list[ModelPath]:
     """Where the lines of a file in `folder` lead, without accessing the disk."""
     bases = {line.section: _expanded(line.value) for line in lines if line.key == BASE}
     return [_resolved(line, folder, bases.get(line.section), homes) for line in lines]
@@ -102,7 +104,7 @@ def look_at_path(given: ModelPath, root: str) -> ModelPath:
     return replace(given, exists=os.path.isdir(given.path), there=there)
 
 
-def _resolved(line: Line, folder: str, base: str | None, homes: Sequence[str]) -> ModelPath:
+def _resolved(line: PathLine, folder: str, base: str | None, homes: Sequence[str]) -> ModelPath:
     value = base if line.key == BASE and base is not None else line.value
     below = line.key != BASE and base is not None and not os.path.isabs(value)
     path = os.path.normpath(os.path.join(folder, (base or "") if below else "", value))
@@ -122,14 +124,14 @@ def _expanded(text: str) -> str:
     return os.path.expandvars(os.path.expanduser(text))
 
 
-def _parse(lines: list[str]) -> Iterator[Line]:
+def _parse(lines: list[str]) -> Iterator[PathLine]:
     section, key, depth = "", "", -1
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         indent = len(line) - len(line.lstrip())
         if depth >= 0 and indent > depth:
-            yield Line(number, section, key, line.strip())
+            yield PathLine(number, section, key, line.strip())
             continue
         depth = -1
         top, pair = _SECTION.match(line), _PAIR.match(line)
@@ -140,7 +142,7 @@ def _parse(lines: list[str]) -> Iterator[Line]:
             if _BLOCK.match(value):
                 depth = len(pair[1])
             elif value and key != "is_default":
-                yield Line(number, section, key, value)
+                yield PathLine(number, section, key, value)
 
 
 def _value(text: str) -> str:
@@ -152,12 +154,14 @@ def _value(text: str) -> str:
 
 @dataclass(frozen=True)
 class Stray:
-    """A models folder, or a single model, at `path` that belongs at, or in, `belongs`; `inode`
-    ((device, inode)) of a model that something may lead to."""
+    """A models folder, or a single model, at `path` that belongs at, or in, `belongs`. `inode`
+    ((device, inode)), `size` in bytes and `examined` are of a model that was looked at."""
 
     path: str
     belongs: str
     inode: tuple[int, int] | None = None
+    size: int = 0
+    examined: Examined = Examined(WeightsState.UNREAD)
 
 
 def find_strays(folders: Iterable[Folder], home: str, caller: BoundedCaller) -> list[Stray]:
@@ -173,7 +177,7 @@ def find_strays(folders: Iterable[Folder], home: str, caller: BoundedCaller) -> 
 
 def find_loose(folders: Iterable[Folder], home: str, caller: BoundedCaller) -> list[Stray]:
     """Models directly in one of `folders`, with the folder for their kind if their contents show
-    it."""
+    it, and whether they are what their names say."""
     once = {folder.path: folder for folder in folders}
     paths = [
         p
@@ -181,12 +185,19 @@ def find_loose(folders: Iterable[Folder], home: str, caller: BoundedCaller) -> l
         for p in folder.paths(folder.files)
         if extension_of(p) in _LOOSE
     ]
-    kinds = caller.each(kind_of_weights, paths[:_MOST_LOOSE])
-    kinds += [""] * (len(paths) - len(kinds))
-    return [
-        Stray(path, os.path.join(home, kind) if kind else "")
-        for path, kind in zip(paths, kinds, strict=True)
-    ]
+    look = partial(_examined, home=home, allowance=ByteSemaphore(_MOST_HELD))
+    seen = caller.each(look, paths[:_MOST_LOOSE])
+    return [*seen, *(Stray(path, "") for path in paths[_MOST_LOOSE:])]
+
+
+def _examined(path: str, home: str, allowance: ByteSemaphore) -> Stray:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return Stray(path, "")
+    examined = examine(path, found.st_size, allowance, with_kind=True)
+    belongs = os.path.join(home, examined.kind) if examined.kind else ""
+    return Stray(path, belongs, (found.st_dev, found.st_ino), found.st_size, examined)
 
 
 def find_unread(
@@ -199,17 +210,7 @@ def find_unread(
     paths = [p for p in top.paths(frozenset(names)) if not any(contains(p, x) for x in used)]
     folders = caller.each(list_folder, paths[:_MOST_FOLDERS])
     below = [p for folder in folders for p in folder.paths(folder.folders)[:_MOST_SUBFOLDERS]]
-    found = find_loose([*folders, *caller.each(list_folder, below)], home, caller)
-    inodes = caller.each(lambda stray: _inode(stray.path), found)
-    return [replace(stray, inode=inode) for stray, inode in zip(found, inodes, strict=True)]
-
-
-def _inode(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+    return find_loose([*folders, *caller.each(list_folder, below)], home, caller)
 
 
 def wrong_case(tops: Iterable[Folder], homes: Iterable[Folder]) -> list[Stray]:

@@ -19,9 +19,9 @@ from bootstrap.core.temp_files import MOST_LEFTOVERS, Leftover, kind_of, look_at
 from bootstrap.doctor.facts.volume_facts import (
     MOST_LINKS,
     Access,
-    Leads,
     LinkFact,
-    Models,
+    LinkTarget,
+    ModelPlaces,
     Space,
     VolumeFacts,
     VolumeState,
@@ -132,8 +132,9 @@ def _unread_nodes(facts: VolumeFacts, layout: Layout, caller: BoundedCaller) -> 
     """Non-empty folders of custom nodes that ComfyUI does not read."""
     read = [os.path.join(facts.home, CUSTOM_NODES), *([str(layout.nodes)] if layout.nodes else [])]
     read += [path.path for path in facts.model_paths if path.key == CUSTOM_NODES]
-    real = set(caller.each(os.path.realpath, read))
-    others = [n for n in facts.nodes if os.path.realpath(n) not in real]
+    real: list[str] = caller.each(os.path.realpath, [*facts.nodes, *read])
+    used = real[len(facts.nodes) :]
+    others = [n for n, at in zip(facts.nodes, real, strict=False) if at not in used]
     listed = caller.each(list_folder, others)
     return tuple(f.path for f in listed if any(not n.startswith((".", "_")) for n in f.folders))
 
@@ -148,12 +149,14 @@ def _model_homes(facts: VolumeFacts, layout: Layout, caller: BoundedCaller) -> l
     return [folder for folder in listed if folder.exists]
 
 
-def _models(facts: VolumeFacts, top: Folder, homes: list[Folder], caller: BoundedCaller) -> Models:
+def _models(
+    facts: VolumeFacts, top: Folder, homes: list[Folder], caller: BoundedCaller
+) -> ModelPlaces:
     here = {name for folder in homes for name in folder.names}
     home = homes[0].path if homes else os.path.join(facts.root, MODELS)
     tops = [top, *([facts.expected] if facts.expected else [])]
     used = [facts.home, *facts.places, *facts.rivals, *facts.nodes, *(h.path for h in homes)]
-    return Models(
+    return ModelPlaces(
         homes=tuple(folder.path for folder in homes),
         missing=tuple(name for name in USUAL_CATEGORIES if name not in here),
         strays=tuple(find_strays(tops, home, caller)),
@@ -192,7 +195,7 @@ def _links(facts: VolumeFacts, folders: list[Folder], caller: BoundedCaller) -> 
         link
         for link in found
         if link is not None
-        and (os.path.dirname(link.path) in tops or (link.home and link.leads is Leads.WELL))
+        and (os.path.dirname(link.path) in tops or (link.home and link.leads is LinkTarget.OK))
     ]
 
 
@@ -202,7 +205,9 @@ def _mark_ours(
     """The link plan knows its own broken links. It looks deep, so it runs only if there are broken
     links in ComfyUI's models folder."""
     models = os.path.join(facts.home, MODELS)
-    broken = [link for link in links if link.leads is Leads.NOWHERE and contains(models, link.path)]
+    broken = [
+        link for link in links if link.leads is LinkTarget.BROKEN and contains(models, link.path)
+    ]
     if not broken or layout.comfyui is None:
         return tuple(links)
     return mark_ours(links, caller.one(lambda: plan_for(layout)), caller)
@@ -216,7 +221,7 @@ def mark_ours(
     Raises VolumeTimeout.
     """
     ours = {str(action.place) for action in plan.actions if isinstance(action, RemoveLink)}
-    broken = [link for link in links if link.leads is Leads.NOWHERE] if ours else []
+    broken = [link for link in links if link.leads is LinkTarget.BROKEN] if ours else []
     places = caller.each(_real_place, [link.path for link in broken])
     marked = {link.path for link, place in zip(broken, places, strict=True) if place in ours}
     return tuple(replace(link, ours=True) if link.path in marked else link for link in links)

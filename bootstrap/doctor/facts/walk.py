@@ -18,12 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from bootstrap.core.concurrency import Task, WorkerPool
+from bootstrap.core.concurrency import WorkerPool
 from bootstrap.core.files import contains
+from bootstrap.doctor.facts.volume_facts import LinkTarget
+from bootstrap.volume.link_plan import EntryKind
 
 # 64 in flight: 20,000 files at 1.5 ms take half a second, and more threads gain little.
 THREADS = 64
@@ -35,24 +37,6 @@ SKIPPED = frozenset({".git"})
 # Files that one thread stats before others take some.
 _CHUNK = 8
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-
-
-class EntryKind(str, Enum):
-    """The type of a folder entry."""
-
-    FILE = "file"
-    FOLDER = "folder"
-    LINK = "link"
-    OTHER = "other"
-
-
-class LinkTarget(str, Enum):
-    """Where a symbolic link leads. `ESCAPES`: it exists, but outside the trees."""
-
-    OK = "ok"
-    BROKEN = "broken"
-    LOOP = "loop"
-    ESCAPES = "escapes"
 
 
 @dataclass(frozen=True)
@@ -120,7 +104,7 @@ def walk(
     """Everything under `roots`, following links to folders as ComfyUI does.
 
     A link to a folder that contains it is reported (`LinkTarget.LOOP`) and not followed; one that
-    leads out of `inside` (default: the roots) is `ESCAPES`, and followed. `progress` is called a
+    leads out of `inside` (default: the roots) is `OUTSIDE`, and followed. `progress` is called a
     few times a second with the number of entries so far. The walk ends at `limit` entries or after
     `timeout` seconds, even if the file system hangs. `visit` is called with each file, from many
     threads, while the system has it cached, so opening it saves a round trip; it must not raise.
@@ -129,7 +113,9 @@ def walk(
     started = time.monotonic()
     trees = tuple(os.path.realpath(p) for p in inside or roots)
     walker = _Walker(threads, limit, trees, visit)
-    first = [walker.listing(_Folder(root, "", os.path.realpath(root))) for root in roots]
+    first = [
+        partial(walker.list_entries, _Folder(root, "", os.path.realpath(root))) for root in roots
+    ]
     tick = None if progress is None else (lambda: progress(walker.count))
     finished = walker.pool.run(first, timeout, tick)
     return walker.result(roots, finished, time.monotonic() - started)
@@ -194,13 +180,7 @@ class _Walker:
             complete = finished and not self._full
         return Walk(entries, problems, self._problem_count, complete, seconds)
 
-    def listing(self, folder: _Folder) -> Task:
-        return lambda: self._list(folder)
-
-    def _looking_at(self, folder: _Folder, found: list[os.DirEntry[str]]) -> Task:
-        return lambda: self._look_at(folder, found)
-
-    def _list(self, folder: _Folder) -> None:
+    def list_entries(self, folder: _Folder) -> None:
         try:
             with os.scandir(folder.full_path) as names:
                 found = list(islice(names, self._limit + 1 - self.count))
@@ -208,11 +188,11 @@ class _Walker:
             self._note(folder.full_path, problem)
             return
         folders = [name.name for name in found if _is_folder(name) and name.name not in SKIPPED]
-        self.pool.add(self.listing(folder.folder(name)) for name in folders)
+        self.pool.add(partial(self.list_entries, folder.folder(name)) for name in folders)
         self._keep([Entry(folder.root, folder.path_of(name), EntryKind.FOLDER) for name in folders])
         others = [name for name in found if not _is_folder(name)]
         chunks = [others[i : i + _CHUNK] for i in range(0, len(others), _CHUNK)]
-        self.pool.add((self._looking_at(folder, chunk) for chunk in chunks), later=True)
+        self.pool.add((partial(self._look_at, folder, chunk) for chunk in chunks), later=True)
 
     def _look_at(self, folder: _Folder, found: list[os.DirEntry[str]]) -> None:
         entries = []
@@ -265,9 +245,9 @@ class _Walker:
             behind = folder.behind_link(name, real)
             if behind is None:
                 return LinkTarget.LOOP
-            self.pool.add([self.listing(behind)])
+            self.pool.add([partial(self.list_entries, behind)])
         inside = any(contains(tree, real) for tree in self._inside)
-        return LinkTarget.OK if inside else LinkTarget.ESCAPES
+        return LinkTarget.OK if inside else LinkTarget.OUTSIDE
 
     def _keep(self, entries: list[Entry]) -> None:
         with self._lock:

@@ -7,10 +7,10 @@
 Python's start with torch opens thousands of files, one after another, each several round trips.
 `mirror_venv` copies them to local disk first: those that the last start opened from one archive,
 checked against the volume file by file (unpack.py), or without an archive everything that a start
-may import (walk.py). Everything else is linked: folders that a start does not use at first as a
-whole (late.py), and large libraries, which are read into memory meanwhile (late.py). When ComfyUI
-is ready, `record_opened` makes the archive from what its processes have noted (opened.py,
-record.py).
+may import (walk.py). Everything else is linked (deferred.py): folders that a start does not use at
+first as a whole, and large libraries, which are read into memory meanwhile. When ComfyUI is ready,
+`record_opened` makes the archive from what its processes have noted (audit_hook.py,
+archive_writer.py).
 
 The next start notices changes on the volume: changed files by size and time, new ones by their
 folder's time. It does not notice a file that changed with neither, and a running worker notices
@@ -26,7 +26,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,24 +35,26 @@ from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout, WorkerPool
 from bootstrap.core.findings import Finding, warning
 from bootstrap.core.text import pluralize, printable, size_text
 from bootstrap.environment.venv_mirror.archive import Archive, DamagedArchive, read_archive
-from bootstrap.environment.venv_mirror.late import LargeFiles, LateFolders
+from bootstrap.environment.venv_mirror.archive_writer import ArchiveWriter, archive_at, read_opened
+from bootstrap.environment.venv_mirror.deferred import DeferredFolders, LargeFiles
 from bootstrap.environment.venv_mirror.layout import (
     LARGE,
     CannotMirror,
     MirroredVenv,
     MirrorTree,
+    install_hook,
     join,
     look_at_venv,
     make_skeleton,
-    note_opened,
     settle_paths,
     source_of,
 )
-from bootstrap.environment.venv_mirror.record import ArchiveWriter, archive_at, read_opened
 from bootstrap.environment.venv_mirror.unpack import Unpacking
 from bootstrap.environment.venv_mirror.walk import FullCopy
 
 _log = logging.getLogger(__name__)
+
+__all__ = ["Mirror", "MirrorRequest", "mirror_venv", "record_opened"]
 
 CODES = {"python.not_copied": "A venv was not copied to local disk and runs from the volume"}
 _IN_IMAGE = "install ComfyUI's packages into the image."
@@ -76,8 +78,7 @@ _MOST_LACKING = 20
 class MirrorRequest:
     """A venv, a new folder `place` on local disk, and a folder `store` on the volume for archives.
     `timeout` is in seconds for everything, `room` the bytes of memory for large libraries.
-    `interpreter`, of the same version, is used if the venv's own is not on this machine. `progress`
-    is called now and then with the number of files copied.
+    `interpreter`, of the same version, is used if the venv's own is not on this machine.
     """
 
     venv: Path
@@ -86,14 +87,13 @@ class MirrorRequest:
     timeout: float
     room: int
     interpreter: Path | None = None
-    progress: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
 class Mirror:
     """A venv on local disk: `python` is its interpreter, `site` its site-packages. `note` says
     briefly how it was made, `bytes` how much was written in `seconds`. The rest is for
-    `record_opened`: `late` ends when no folder is a link any more; `recorded` files were in the
+    `record_opened`: `deferred` ends when no folder is a link any more; `recorded` files were in the
     archive (None: no archive), of which `changed` differed.
     """
 
@@ -105,7 +105,7 @@ class Mirror:
     venv: MirroredVenv = field(repr=False)
     archive: Path = field(repr=False)
     tree: MirrorTree = field(repr=False)
-    late: threading.Thread = field(repr=False)
+    deferred: threading.Thread = field(repr=False)
     recorded: frozenset[str] | None = field(default=None, repr=False)
     changed: int = 0
 
@@ -113,11 +113,11 @@ class Mirror:
 def mirror_venv(request: MirrorRequest) -> Mirror | Finding:
     """Make the mirror, or a finding that says why not. Never raises: ComfyUI can run from the
     volume too."""
-    making = _Making(request)
+    build = _MirrorBuild(request)
     try:
-        return making.make()
+        return build.make()
     except (CannotMirror, VolumeTimeout, OSError) as problem:
-        making.clean_up()
+        build.clean_up()
         return _not_copied(request, problem)
 
 
@@ -125,7 +125,7 @@ def record_opened(mirror: Mirror, timeout: float = 120) -> str:
     """Make an archive of what this mirror's Python has opened so far, if there is none or it lacks
     too much; returns what was done, briefly. Never raises: the next start also works without it."""
     source = mirror.venv.site
-    mirror.late.join(timeout)
+    mirror.deferred.join(timeout)
     try:
         opened = read_opened(_log_of(mirror.site), mirror.site, source)
         listed = [join(f, n) for f in opened.folders for n in sorted(mirror.tree.names_in(f))]
@@ -137,16 +137,16 @@ def record_opened(mirror: Mirror, timeout: float = 120) -> str:
             if mirror.changed + len(lost) + len(lacking) <= _MOST_LACKING:
                 return "the archive is up to date"
         whole = mirror.tree
-        tree = MirrorTree(dict(whole.folders), dict(whole.copied), large, set(whole.late))
+        tree = MirrorTree(dict(whole.folders), dict(whole.copied), large, set(whole.deferred))
         wanted = dict.fromkeys([*small, *(mirror.recorded or ())])
-        record = ArchiveWriter(source, mirror.site, tree)
-        count = record.write(wanted, mirror.archive, timeout)
+        writer = ArchiveWriter(source, mirror.site, tree)
+        count = writer.write(wanted, mirror.archive, timeout)
     except OSError as problem:
         return f"no archive was made: {problem.strerror or problem}"
     return f"{pluralize(count, 'file')} archived" if count else "another worker made the archive"
 
 
-class _Making:
+class _MirrorBuild:
     """One way from a venv on the volume to a mirror."""
 
     def __init__(self, request: MirrorRequest) -> None:
@@ -183,8 +183,8 @@ class _Making:
         self._read_large(venv, site, archive.tree)
         recorded = frozenset(packed.path for packed in archive.files)
         unpacking = Unpacking(path, archive, str(venv.site), str(site), venv.tag)
-        if not unpacking.run(self._left, self._tick(lambda: unpacking.written)):
-            raise CannotMirror(self._late, _FIX_UNREADABLE)
+        if not unpacking.run(self._left):
+            raise CannotMirror(self._too_slow, _FIX_UNREADABLE)
         with contextlib.suppress(OSError):  # a volume that is read-only
             os.utime(path)
         note = f"{pluralize(len(recorded), 'file')}, {size_text(archive.bytes)} from the archive"
@@ -203,10 +203,8 @@ class _Making:
         python, site = self._begin(venv, place)
         tree, pool = MirrorTree(), WorkerPool(_THREADS)
         walk = FullCopy(str(venv.site), str(site), tree, venv.tag, pool)
-        if not pool.run(
-            [partial(walk.look_at, "")], self._left, self._tick(lambda: len(tree.copied))
-        ):
-            raise CannotMirror(self._late, _FIX_UNREADABLE)
+        if not pool.run([partial(walk.look_at, "")], self._left):
+            raise CannotMirror(self._too_slow, _FIX_UNREADABLE)
         self._read_large(venv, site, tree)
         note = f"{pluralize(len(tree.copied), 'file')} copied, without an archive"
         return self._mirror(python, site, note, venv, path, tree)
@@ -231,24 +229,24 @@ class _Making:
         changed: int = 0,
     ) -> Mirror:
         settle_paths(site, venv.site)
-        note_opened(site, venv.site, _log_of(site))
+        install_hook(site, venv.site, _log_of(site))
         size = sum(stamp.size for stamp in tree.copied.values())
         seconds = time.monotonic() - self._began
-        scratch = python.parent.parent / "late"
-        late = LateFolders(venv.site, site, scratch, tree, venv.tag).start(self._request.timeout)
-        return Mirror(python, site, note, size, seconds, venv, path, tree, late, recorded, changed)
+        scratch = python.parent.parent / "deferred"
+        deferred = DeferredFolders(venv.site, site, scratch, tree, venv.tag).start(
+            self._request.timeout
+        )
+        return Mirror(
+            python, site, note, size, seconds, venv, path, tree, deferred, recorded, changed
+        )
 
     @property
     def _left(self) -> float:
         return max(0.0, self._began + self._request.timeout - time.monotonic())
 
     @property
-    def _late(self) -> str:
+    def _too_slow(self) -> str:
         return f"the volume did not hand it over within {self._request.timeout:g} s"
-
-    def _tick(self, count: Callable[[], int]) -> Callable[[], None] | None:
-        progress = self._request.progress
-        return None if progress is None else lambda: progress(count())
 
     def _check_room(self, size: int, entries: int) -> None:
         free = shutil.disk_usage(self._request.place).free

@@ -34,7 +34,7 @@ class DamagedArchive(Exception):
     """Cannot be used; the message completes "… cannot be used: …"."""
 
 
-class Packed(NamedTuple):
+class PackedFile(NamedTuple):
     """One file: `path` below site-packages. One that is not `checked` is bytecode, which is valid
     if its source is."""
 
@@ -50,7 +50,7 @@ class Block:
     offset: int
     size: int
     checksum: int
-    files: tuple[Packed, ...]
+    files: tuple[PackedFile, ...]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Archive:
     blocks: tuple[Block, ...]
 
     @property
-    def files(self) -> list[Packed]:
+    def files(self) -> list[PackedFile]:
         """All files, in the order in which they were needed."""
         return [packed for block in self.blocks for packed in block.files]
 
@@ -71,11 +71,13 @@ class Archive:
         return sum(block.size for block in self.blocks)
 
 
-Content = tuple[Packed, bytes]
+Content = tuple[PackedFile, bytes]
 
 
 def write_archive(
-    file: BinaryIO, contents: Iterable[Content], tree_of: Callable[[Sequence[Packed]], MirrorTree]
+    file: BinaryIO,
+    contents: Iterable[Content],
+    tree_of: Callable[[Sequence[PackedFile]], MirrorTree],
 ) -> int:
     """Write an archive of the files in `contents`, each of its stamp's size, and of the tree around
     them; the number of files. Raises OSError, and what its arguments raise."""
@@ -152,7 +154,7 @@ def _as_data(tree: MirrorTree, blocks: Iterable[Block]) -> dict[str, Any]:
     return {
         "folders": {p: [f.mtime_ns, sorted(f.files), f.links] for p, f in tree.folders.items()},
         "large": tree.large,
-        "late": sorted(tree.late),
+        "late": sorted(tree.deferred),
         "blocks": [
             [b.checksum, [[p.path, *p.stamp, int(p.checked)] for p in b.files]] for b in blocks
         ],
@@ -167,7 +169,7 @@ def _understood(data: Any) -> Archive:
                 for path, (mtime, files, links) in data["folders"].items()
             },
             large={path: int(size) for path, size in data["large"].items()},
-            late=set(data["late"]),
+            deferred=set(data["late"]),
         )
         _check_names(tree)
         archive = Archive(tree, tuple(_blocks(data["blocks"])))
@@ -184,7 +186,7 @@ def _blocks(data: Any) -> Iterator[Block]:
     offset = 0
     for checksum, rows in data:
         files = tuple(
-            Packed(path, FileState(size, mtime, mode & 0o777), bool(checked))
+            PackedFile(path, FileState(size, mtime, mode & 0o777), bool(checked))
             for path, size, mtime, mode, checked in rows
         )
         size = sum(_size(packed) for packed in files)
@@ -192,7 +194,7 @@ def _blocks(data: Any) -> Iterator[Block]:
         offset += size
 
 
-def _size(packed: Packed) -> int:
+def _size(packed: PackedFile) -> int:
     if packed.stamp.size < 0:
         raise ValueError(f"{packed.path!r} has {packed.stamp.size} bytes")
     return packed.stamp.size
@@ -201,7 +203,7 @@ def _size(packed: Packed) -> int:
 def _check_names(tree: MirrorTree) -> None:
     """Every name is a single path component, every folder's parent is listed, and no name is both
     file and folder, so everything stays inside the mirror."""
-    folders = tree.folders.keys() | tree.late
+    folders = tree.folders.keys() | tree.deferred
     for path in folders:
         parent, _, name = path.rpartition("/")
         if path and (parent not in tree.folders or not _is_name(name)):
@@ -212,7 +214,7 @@ def _check_names(tree: MirrorTree) -> None:
                 raise ValueError(f"name {name!r}")
         if not folder.files.isdisjoint(folder.links):
             raise ValueError(f"folder {path!r}")
-    if "" not in tree.folders or not tree.late.isdisjoint(tree.folders):
+    if "" not in tree.folders or not tree.deferred.isdisjoint(tree.folders):
         raise ValueError("no root, or a folder that is two")
 
 

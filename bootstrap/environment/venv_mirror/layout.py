@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from bootstrap.core.findings import Fault
 from bootstrap.environment.python_probe import MIRROR_OF, venv_settings
-from bootstrap.environment.venv_mirror import opened
+from bootstrap.environment.venv_mirror import audit_hook
 
 #: Bytecode folders, whose contents are valid if the source files beside them are.
 BYTECODE = "__pycache__"
@@ -71,12 +71,12 @@ class ListedFolder:
 class MirrorTree:
     """A mirror: folders by path ("" is site-packages itself), copied files, sizes of large ones
     that ComfyUI's start needs, in that order, and paths of folders that are still single links
-    (late.py)."""
+    (deferred.py)."""
 
     folders: dict[str, ListedFolder] = field(default_factory=dict)
     copied: dict[str, FileState] = field(default_factory=dict)
     large: dict[str, int] = field(default_factory=dict)
-    late: set[str] = field(default_factory=set)
+    deferred: set[str] = field(default_factory=set)
 
     def holds(self, path: str) -> bool:
         """Is there a plain file of this path on the volume?"""
@@ -105,7 +105,7 @@ class MirrorTree:
         for folder in [path, *self.below(path)] if path in self.folders else ():
             for name in self.folders.pop(folder).files:
                 self._forget_file(join(folder, name))
-        self.late.discard(path)
+        self.deferred.discard(path)
         parent, name = os.path.split(path)
         if parent in self.folders:
             self.folders[parent].files.discard(name)
@@ -152,16 +152,16 @@ def is_fresh(header: bytes, source: FileState) -> bool:
 def children(tree: MirrorTree) -> Mapping[str, set[str]]:
     """Names of the folders in each folder."""
     found: dict[str, set[str]] = {path: set() for path in tree.folders}
-    for path in (*tree.folders, *tree.late):
+    for path in (*tree.folders, *tree.deferred):
         if path:
             parent, name = os.path.split(path)
             found.setdefault(parent, set()).add(name)
     return found
 
 
-def with_late_folders(tree: MirrorTree, needed: Iterable[str]) -> MirrorTree:
+def with_deferred_folders(tree: MirrorTree, needed: Iterable[str]) -> MirrorTree:
     """The tree with only the folders that have one of the `needed` files; other folders in them are
-    late. Bytecode follows its source."""
+    deferred. Bytecode follows its source."""
     kept = {""}
     for path in needed:
         parent = os.path.dirname(path)
@@ -169,10 +169,10 @@ def with_late_folders(tree: MirrorTree, needed: Iterable[str]) -> MirrorTree:
             kept.add(parent)
             parent = os.path.dirname(parent)
     kept |= {join(path, BYTECODE) for path in kept} & tree.folders.keys()
-    others = {path for path in (*tree.folders, *tree.late) if path not in kept}
-    late = {path for path in others if os.path.dirname(path) in kept}
+    others = {path for path in (*tree.folders, *tree.deferred) if path not in kept}
+    deferred = {path for path in others if os.path.dirname(path) in kept}
     folders = {path: folder for path, folder in tree.folders.items() if path in kept}
-    return MirrorTree(folders, tree.copied, tree.large, late)
+    return MirrorTree(folders, tree.copied, tree.large, deferred)
 
 
 class CannotMirror(Fault):
@@ -248,10 +248,10 @@ def settle_paths(site: Path, source: Path) -> None:
             path.write_text(settled, encoding="utf-8", errors="surrogateescape")
 
 
-def note_opened(site: Path, source: Path, log: Path) -> None:
+def install_hook(site: Path, source: Path, log: Path) -> None:
     """Make each process of this Python append to `log` what it opens below `site` and `source`.
     Raises OSError."""
-    program = Path(opened.__file__).read_text(encoding="utf-8")
+    program = Path(audit_hook.__file__).read_text(encoding="utf-8")
     (site / f"{_HOOK}.py").write_text(program, encoding="utf-8")
     line = f"import {_HOOK}; {_HOOK}.start({str(log)!r}, {(str(site), str(source))!r})\n"
     (site / f"{_HOOK}.pth").write_text(line, encoding="utf-8")

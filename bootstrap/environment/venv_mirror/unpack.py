@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from bootstrap.core.concurrency import Task, WorkerPool
+from bootstrap.core.files import write_new
 from bootstrap.environment.venv_mirror.archive import Archive, Block, DamagedArchive
-from bootstrap.environment.venv_mirror.late import make_links
+from bootstrap.environment.venv_mirror.deferred import make_links
 from bootstrap.environment.venv_mirror.layout import BYTECODE, FileState, join
-from bootstrap.environment.venv_mirror.walk import FullCopy, write_file
+from bootstrap.environment.venv_mirror.walk import FullCopy
 
 # Readers keep two processors busy; stat calls only wait.
 _READERS, _ASKERS = 8, 32
@@ -38,11 +39,10 @@ _Chunk = list[tuple[Callable[[str], None], str]]
 
 class Unpacking:
     """Unpacks an archive into the empty folder `place`. `changed` counts files and folders that
-    differ from the record, `written` files written."""
+    differ from the record."""
 
     def __init__(self, path: Path, archive: Archive, source: str, place: str, tag: str) -> None:
         self.changed = 0
-        self.written = 0
         self.tree = archive.tree
         self._path = path
         self._archive = archive
@@ -53,7 +53,7 @@ class Unpacking:
         self._stale_files: set[str] = set()
         self._stale_folders: set[str] = set()
 
-    def run(self, timeout: float, tick: Callable[[], None] | None = None) -> bool:
+    def run(self, timeout: float) -> bool:
         """Fill `place`; False if `timeout` seconds were not enough. Raises DamagedArchive,
         OSError."""
         end = time.monotonic() + timeout
@@ -62,7 +62,7 @@ class Unpacking:
         blocks, questions = deque(self._archive.blocks), deque(self._questions())
         tasks: list[Task] = [partial(self._unpack, blocks)] * min(_READERS, len(blocks))
         tasks += [partial(self._link_rest, end), *[partial(self._ask, questions)] * _ASKERS]
-        if not self._pool.run(tasks, timeout, tick):
+        if not self._pool.run(tasks, timeout):
             return False
         return self._follow_changes(end - time.monotonic())
 
@@ -116,15 +116,15 @@ class Unpacking:
 
     def _write(self, block: Block, data: memoryview) -> None:
         for packed in block.files:
-            part, data = data[: packed.stamp.size], data[packed.stamp.size :]
-            write_file(os.path.join(self._place, packed.path), part, packed.stamp)
-        self.written += len(block.files)  # only for display; threads may lose each other's counts
+            size, mtime_ns, mode = packed.stamp
+            write_new(os.path.join(self._place, packed.path), [data[:size]], mode, mtime_ns)
+            data = data[size:]
 
     def _link_rest(self, end: float) -> None:
         for parent, folder in self.tree.folders.items():
             for name, text in folder.links.items():
                 os.symlink(text, os.path.join(self._place, join(parent, name)))
-        for path in self.tree.late:
+        for path in self.tree.deferred:
             os.symlink(os.path.join(self._source, path), os.path.join(self._place, path))
         make_links(
             list(self.tree.linked_files()), self._source, self._place, end - time.monotonic()

@@ -1,5 +1,6 @@
 """Mirrors site-packages folder by folder: what ComfyUI's start may import is copied, the rest
-linked. Also for folders that have changed since they were recorded, and late ones (late.py).
+linked. Also for folders that have changed since they were recorded, and for deferred ones
+(deferred.py).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import stat
 from functools import partial
 
 from bootstrap.core.concurrency import WorkerPool
+from bootstrap.core.files import copy_opened
 from bootstrap.environment.venv_mirror.layout import (
     BYTECODE,
     LARGE,
@@ -118,7 +120,7 @@ class FullCopy:
     def _add_folder(self, path: str) -> None:
         if os.path.basename(path) in _SELDOM_FOLDERS and not self._names_only:
             self._link(path)
-            self._tree.late.add(path)
+            self._tree.deferred.add(path)
         else:
             os.mkdir(os.path.join(self._place, path))
             self._pool.add([partial(self.look_at, path)])
@@ -150,9 +152,8 @@ class FullCopy:
                 if _LIBRARY in os.path.basename(path):
                     self._tree.large[path] = found.st_size
                 return
-            stamp = FileState.of(found)
-            write_file(os.path.join(self._place, path), read_all(source, stamp.size), stamp)
-            self._tree.copied[path] = stamp
+            copy_opened(source, found, os.path.join(self._place, path))
+            self._tree.copied[path] = FileState.of(found)
         finally:
             os.close(source)
 
@@ -165,24 +166,3 @@ class FullCopy:
             os.unlink(place)
         else:
             shutil.rmtree(place)
-
-
-def read_all(descriptor: int, size: int) -> bytes:
-    """The content of an open file, whatever size it was said to have. Raises OSError."""
-    data = os.read(descriptor, size + 1)
-    while more := os.read(descriptor, LARGE):
-        data += more
-    return data
-
-
-def write_file(place: str, data: bytes | memoryview, stamp: FileState) -> None:
-    """A new file with the time of its source. Raises OSError."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    target = os.open(place, flags, stamp.mode | stat.S_IWUSR)
-    try:
-        rest = memoryview(data)
-        while rest:  # a full disk accepts a part, and fails at the next write
-            rest = rest[os.write(target, rest) :]
-        os.utime(target, ns=(stamp.mtime_ns, stamp.mtime_ns))
-    finally:
-        os.close(target)

@@ -33,8 +33,8 @@ from bootstrap.models.download.verify import (
 )
 from bootstrap.models.weights_file import SAFETENSORS
 from bootstrap.net import (
-    Changed,
     DownloadError,
+    RemoteChanged,
     Stopped,
     WrongBytes,
     disk_error,
@@ -58,7 +58,7 @@ def fetch_stream(
 ) -> tuple[int, str]:
     """Fetch into the empty `part`; returns (size, SHA-256). `provable`: a hash, a size or a header
     will show whether the file is complete, which is needed if the server does not give its length.
-    Raises DownloadError, Changed, Stopped.
+    Raises DownloadError, RemoteChanged, Stopped.
     """
     channel = options.channel()
     try:
@@ -99,7 +99,7 @@ def _check_whole(reply: Reply, remote: Remote, provable: bool) -> None:
         raise remote.explain(reply)
     refuse_text(reply, remote)
     if remote.size is not None and reply.length is not None and reply.length != remote.size:
-        raise Changed
+        raise RemoteChanged
     if reply.length is None and not reply.chunked and not provable:
         raise DownloadError(
             "download.length_unknown",
@@ -168,7 +168,7 @@ class Download:
         while True:
             try:
                 return self._attempt(stop)
-            except Changed:
+            except RemoteChanged:
                 beginnings += 1
                 if beginnings == _BEGINNINGS:
                     raise keeps_changing() from None
@@ -207,13 +207,13 @@ class Download:
         except DownloadError as problem:
             if isinstance(problem, WrongBytes) and resumed:
                 part.discard()
-                raise Changed from None  # the resumed bytes may be bad: once more from 0
+                raise RemoteChanged from None  # the resumed bytes may be bad: once more from 0
             self._leave(part, remote, blocks, problem)
             raise
         except Stopped:
             self._leave(part, remote, blocks, None)
             raise
-        except Changed:
+        except RemoteChanged:
             part.discard()
             raise
         finally:

@@ -223,9 +223,8 @@ def take_over(
     return None
 
 
-def sweep(folder: Path, age: float = SWEEP_AGE) -> int:
-    """Remove leftovers in `folder` that have not changed for `age` seconds; returns their
-    number."""
+def sweep(folder: Path) -> int:
+    """Remove leftovers in `folder` that have not changed for a day; returns their number."""
     removed = 0
     try:
         entries = list(os.scandir(folder))
@@ -235,7 +234,7 @@ def sweep(folder: Path, age: float = SWEEP_AGE) -> int:
         try:
             if not is_litter(entry.name) or not entry.is_file(follow_symlinks=False):
                 continue
-            if time.time() - entry.stat(follow_symlinks=False).st_mtime > age:
+            if time.time() - entry.stat(follow_symlinks=False).st_mtime > SWEEP_AGE:
                 os.unlink(entry.path)
                 removed += 1
         except OSError:

@@ -5,8 +5,8 @@ Blocks are handed out from the start of the file, large at first (fewer requests
 connection takes half of what the slowest one still has to fetch.
 
 Every response must be a 206 for exactly the requested range, with the same size and ETag; any sign
-of a changed file ends the attempt (`Changed`). A failed connection retries; one that keeps failing
-leaves the work to the others, and the last one reports the error.
+of a changed file ends the attempt (`RemoteChanged`). A failed connection retries; one that keeps
+failing leaves the work to the others, and the last one reports the error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bootstrap.models.download.remote import (
     content_range,
     refuse_text,
 )
-from bootstrap.net import Changed, DownloadError, Stopped, bad_answer, unreachable
+from bootstrap.net import DownloadError, RemoteChanged, Stopped, bad_answer, unreachable
 from bootstrap.net.http import Channel, Reply
 
 SMALLEST = 4 * 1024 * 1024
@@ -162,12 +162,13 @@ class RangeFetch:
         self._halt = threading.Event()
         self._lock = threading.Lock()
         self._problem: BaseException | None = None
+        self._given_up: DownloadError | None = None
         self._channels: list[Channel] = []
         self._working = 0
         self._relocations = 0
 
     def run(self, stop: threading.Event) -> None:
-        """Fetch what is missing. Raises DownloadError, Changed, OwnershipLost, and Stopped on
+        """Fetch what is missing. Raises DownloadError, RemoteChanged, OwnershipLost, and Stopped on
         `stop`; in any case the state is saved, if the disk allows."""
         threads = [
             threaded(self._work, f"model-range-{n}") for n in range(self._connections_worth())
@@ -186,7 +187,8 @@ class RangeFetch:
         if self._problem is not None:
             raise self._problem
         if self._blocks.missing:
-            raise Stopped
+            # The last connections may have given up at once, each expecting another to go on.
+            raise Stopped if stop.is_set() else self._given_up or Stopped
 
     def _connections_worth(self) -> int:
         blocks = -(-self._blocks.missing // SMALLEST)
@@ -259,6 +261,7 @@ class RangeFetch:
         too_many_of_us = problem.status in (429, 503)
         with self._lock:
             alone = self._working == 1
+            self._given_up = problem
         if too_many_of_us and not alone:
             return False
         if failures > self._options.attempts:
@@ -314,7 +317,7 @@ class RangeFetch:
             channel.close()
             fresh = self._locate(channel)
             if not is_same_file(used, fresh):
-                raise Changed
+                raise RemoteChanged
             self._remote = fresh
 
 
@@ -328,21 +331,21 @@ def is_same_file(one: Remote, other: Remote) -> bool:
 
 
 def _check_part(reply: Reply, first: int, end: int, remote: Remote) -> int:
-    """The end of the range in `reply`. Raises DownloadError, or Changed."""
+    """The end of the range in `reply`. Raises DownloadError, or RemoteChanged."""
     if reply.status in (200, 416):
-        raise Changed
+        raise RemoteChanged
     if reply.status != 206:
         raise remote.explain(reply)
     refuse_text(reply, remote)
     given_first, given_end, total = content_range(reply)
     if total is not None and total != remote.size:
-        raise Changed
+        raise RemoteChanged
     etag = reply.strong_etag
     if etag is not None and remote.etag is not None and etag != remote.etag:
-        raise Changed
+        raise RemoteChanged
     modified = reply.headers.get("last-modified")
     if etag is None and modified != remote.modified and modified and remote.modified:
-        raise Changed
+        raise RemoteChanged
     if given_first != first or not first < given_end <= end:
         raise bad_answer(reply.host, f"sent bytes {given_first}-{given_end - 1}, not those asked")
     if reply.length is not None and reply.length != given_end - given_first:

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,7 +136,7 @@ def _judge(seen: Examined, size: int) -> None:
         )
     detail = f" ({seen.detail})" if seen.detail else ""
     sizes = (
-        f"; it has {size:,} bytes, its header tells of {seen.expected:,}" if seen.expected else ""
+        f"; it has {size:,} bytes, its header announces {seen.expected:,}" if seen.expected else ""
     )
     raise WrongBytes(
         "download.bad_header",
@@ -168,11 +167,7 @@ def check_hash(actual: str, wanted: str | None) -> None:
         )
 
 
-def hash_file(
-    path: Path,
-    stop: threading.Event | None = None,
-    on_bytes: Callable[[int], None] | None = None,
-) -> str:
+def hash_file(path: Path, stop: threading.Event | None = None) -> str:
     """SHA-256 of a file, in constant memory. Raises OSError, and Stopped on `stop`."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(BLOCK))
@@ -181,6 +176,4 @@ def hash_file(
             if stop is not None and stop.is_set():
                 raise Stopped
             digest.update(buffer[:count])
-            if on_bytes is not None:
-                on_bytes(count)
     return digest.hexdigest()

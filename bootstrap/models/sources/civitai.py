@@ -322,7 +322,7 @@ class Civitai:
             try:
                 said = json.loads(reply.read_text(10_000)).get("error", "")
                 detail = said if isinstance(said, str) else str(said.get("message", ""))
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 pass
         # The storage answers 403 if the signature has expired; RangeFetch then asks again.
         return explain(reply, _WORDS, detail)

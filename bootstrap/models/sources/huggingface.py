@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from bootstrap.core.files import read_regular
 from bootstrap.core.redact import Secret
 from bootstrap.models.download.remote import Remote, probe
 from bootstrap.models.download.verify import Wanted
@@ -24,6 +25,7 @@ from bootstrap.net.http import Channel, Credential, Reply, Words, explain
 #: Where Runpod keeps an endpoint's cached models; local to the host.
 CACHE_ON_VOLUME = Path("huggingface-cache/hub")
 PLATFORM_CACHE = Path("/runpod-volume") / CACHE_ON_VOLUME
+_MOST_REF = 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SET_TOKEN = (
     "set HF_TOKEN in the endpoint's environment variables, made at "
@@ -192,8 +194,9 @@ def find_cached(link: HubFile, revision: str | None, cache: Path) -> Path | None
     with the file counts, if no revision is requested."""
     folder = cache / ("--".join([f"{link.repo_type}s", *link.repo.split("/")]))
     try:
-        named = (folder / "refs" / (revision or "main")).read_text("utf-8").strip()
-    except OSError:
+        file = folder / "refs" / (revision or "main")
+        named = read_regular(file, _MOST_REF).decode("utf-8").strip()
+    except (OSError, ValueError):
         named = revision or ""
     snapshots = folder / "snapshots"
     names = [named] if named else []

@@ -10,18 +10,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from bootstrap.boot.boot import Boot
 from bootstrap.boot.report import BootReport
+from bootstrap.boot.runtime import Serving
+from bootstrap.comfyui import ComfyUI
 from bootstrap.config import Settings
 from bootstrap.core.findings import Outcome, errors_in
 from bootstrap.environment import choose_python
 from bootstrap.volume import Layout
 from tests.conftest import BootedWorker
 from tests.end_to_end.test_worker import plain
+from tests.support import fake_comfyui
+from tests.support.waiting import wait_until
 
 
 def booted(env: dict[str, str]) -> tuple[BootReport, float]:
@@ -48,6 +53,27 @@ def processes_with(text: str) -> list[psutil.Process]:
         for process in psutil.process_iter(["cmdline", "status"])
         if text in " ".join(process.info["cmdline"] or []) and process.info["status"] != "zombie"
     ]
+
+
+def test_several_that_hang_are_given_up_together(tmp_path: Path) -> None:
+    """One after another they would take longer than Runpod waits for a worker; here ten minutes,
+    which began for both when they were started."""
+    boot = Boot(Settings(boot_timeout=600.0))
+    both = [fake_comfyui.write(tmp_path / n / "ComfyUI", tmp_path / n, "hang") for n in "ab"]
+    try:
+        for comfyui in both:
+            comfyui.start()
+            comfyui._started -= 600.0
+        found, _ = boot._wait_for(tuple(serving(comfyui) for comfyui in both))
+        assert [finding.code for finding in found] == ["comfyui.start_timeout"]
+    finally:
+        for comfyui in both:
+            comfyui.stop()
+
+
+def serving(comfyui: ComfyUI) -> Serving:
+    nothing: Any = None
+    return Serving(Settings(), nothing, comfyui, nothing, nothing, nothing, nothing)
 
 
 def test_python_m_bootstrap_boots_reports_and_leaves_nothing(
@@ -83,10 +109,9 @@ def test_nothing_is_written_on_the_volume_but_links(
 
 
 def test_no_volume_is_reported(worker_env: dict[str, str], tmp_path: Path) -> None:
-    report, seconds = booted(worker_env | {"VOLUME_PATH": str(tmp_path / "nowhere")})
+    report, _ = booted(worker_env | {"VOLUME_PATH": str(tmp_path / "nowhere")})
     assert codes(report) == ["volume.not_found"]
     assert report.outcome is Outcome.DEGRADED
-    assert seconds < 2
 
 
 def test_no_comfyui_is_reported(worker_env: dict[str, str], volume: Path) -> None:
@@ -199,9 +224,8 @@ def test_a_broken_model_paths_file_is_reported(worker_env: dict[str, str], volum
 
 
 def test_a_start_that_takes_too_long_is_reported(worker_env: dict[str, str]) -> None:
-    report, seconds = booted(worker_env | {"BOOT_TIMEOUT": "1"})
+    report, _ = booted(worker_env | {"BOOT_TIMEOUT": "1"})
     assert codes(report) == ["comfyui.start_timeout"]
-    assert seconds < 10
 
 
 def test_an_unusable_local_disk_makes_the_worker_unfit(
@@ -262,7 +286,4 @@ def test_comfyui_dies_with_a_worker_that_is_killed(
     assert processes_with(str(tmp_path))
     worker.send_signal(signal.SIGKILL)
     worker.wait()
-    deadline = time.monotonic() + 5
-    while processes_with(str(tmp_path)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert processes_with(str(tmp_path)) == []
+    wait_until(lambda: processes_with(str(tmp_path)) == [])

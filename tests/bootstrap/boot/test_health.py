@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Outcome, error, host_error, outcome_of
 from tests.support import fake_comfyui
 from tests.support.control_plane import ControlPlane
-from tests.support.fake_comfyui import behaving
+from tests.support.fake_comfyui import behaving, let_go
 from tests.support.sources import ROOT
 from tests.support.waiting import wait_until
 from tests.support.worker_process import WorkerProcess
@@ -87,7 +88,7 @@ def test_while_it_boots_it_is_not_well_yet() -> None:
 
 
 def test_well_while_comfyui_answers_and_not_when_it_was_killed(comfyui: ComfyUI) -> None:
-    wait_until_ready(comfyui, 10)
+    wait_until_ready(comfyui, 60)
     assert health_of(report(), (comfyui,)) == Health(True, "ready: ComfyUI answers")
     psutil.Process(comfyui._process.pid).kill()  # type: ignore[union-attr]
     wait_until(lambda: comfyui.ended() is not None)
@@ -96,15 +97,18 @@ def test_well_while_comfyui_answers_and_not_when_it_was_killed(comfyui: ComfyUI)
     assert killed.text.startswith("ComfyUI is not running: comfyui.killed: ")
 
 
-@behaving("late")
+@behaving("waiting")
 def test_a_restart_on_another_port_is_waited_for_and_seen(comfyui: ComfyUI) -> None:
-    wait_until_ready(comfyui, 10)
+    let_go(comfyui)
+    wait_until_ready(comfyui, 60)
     first = comfyui.port
     comfyui.stop()
+    (comfyui.launch.comfyui / "go-on").unlink()
     with socket.create_server(("127.0.0.1", first)):
         comfyui.start()
         assert health_of(report(), (comfyui,)) == Health(False, "ComfyUI is being restarted")
-        wait_until_ready(comfyui, 10)
+        let_go(comfyui)
+        wait_until_ready(comfyui, 60)
         assert health_of(report(), (comfyui,)).healthy
         assert comfyui.port != first
 
@@ -131,7 +135,7 @@ def test_degraded_is_well_as_long_as_a_comfyui_that_worked_does() -> None:
 
 
 def test_degraded_with_a_comfyui_that_worked_and_has_ended(comfyui: ComfyUI) -> None:
-    wait_until_ready(comfyui, 10)
+    wait_until_ready(comfyui, 60)
     assert health_of(report(NO_MODEL), (comfyui,)).healthy
     psutil.Process(comfyui._process.pid).kill()  # type: ignore[union-attr]
     wait_until(lambda: comfyui.ended() is not None)
@@ -142,7 +146,7 @@ def test_degraded_with_a_comfyui_that_worked_and_has_ended(comfyui: ComfyUI) -> 
 
 @behaving("exit 3 cannot")
 def test_a_comfyui_that_never_started_is_the_users_to_fix(comfyui: ComfyUI) -> None:
-    fault = wait_until_ready(comfyui, 10).finding
+    fault = wait_until_ready(comfyui, 60).finding
     assert fault is not None
     reported = health_of(report(fault), (comfyui,))
     assert reported == Health(True, f"degraded: comfyui.exited: {fault.message}")
@@ -199,6 +203,32 @@ def test_a_look_that_fails_is_reported_and_the_next_one_is_answered(private: Pat
     health.close()
 
 
+def test_too_many_open_files_silence_it_only_as_long_as_they_are_open(private: Path) -> None:
+    health = HealthSocket(lambda: Health(True, "fine"))
+    health.open()
+    (path,) = healthcheck.socket_paths()
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(10)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (connection.fileno() + 1, limits[1]))
+        connection.connect(str(path))
+        time.sleep(0.3)  # in which it fails to accept
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with connection:
+        assert b"fine" in connection.recv(1000)
+    health.close()
+
+
+def test_what_another_user_has_in_the_temp_folder_hinders_nothing(private: Path) -> None:
+    (private / "comfyui-health-x.sock").mkdir()  # as one that may not be removed
+    health = HealthSocket(lambda: Health(True, "fine"))
+    health.open()
+    assert checked(private) == (0, "fine")
+    health.close()
+
+
 def test_a_temp_folder_that_cannot_take_a_socket_hinders_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,9 +249,9 @@ def test_a_worker_from_its_start_to_its_end(temp: Path, worker_env: dict[str, st
             os.kill(worker.pid, signal.SIGSTOP)
             assert checked(temp) == (1, "the worker is alive, but did not answer within 2 s")
             os.kill(worker.pid, signal.SIGCONT)
-            wait_until(lambda: checked(temp)[0] == 0, 10)
+            wait_until(lambda: checked(temp)[0] == 0)
             comfyui_of(worker).kill()
-            wait_until(lambda: "comfyui.killed" in checked(temp)[1], 10)
+            wait_until(lambda: "comfyui.killed" in checked(temp)[1])
             assert checked(temp)[0] == 1
             worker.terminate()
             assert worker.wait(60) == 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from bootstrap.boot import task_runner
 from bootstrap.boot.task_runner import Schedule, Stage, StageFailed, Task, TaskState, Timeline
 from bootstrap.core.findings import Finding, error, warning
 
@@ -128,30 +129,39 @@ def test_a_task_that_hangs_is_given_up_and_what_it_says_later_does_not_count() -
     assert b.state is TaskState.SKIPPED and a.result is None
 
 
-def test_a_stage_may_have_begun_before_it_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time of a timeline, which the test sets."""
+    now = [100.0]
+    monkeypatch.setattr(task_runner, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_a_stage_may_have_begun_before_it_is_waited_for(
+    now: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     timeline = Timeline()
-    begun = time.monotonic()
-    time.sleep(0.15)
-    with timeline.stage("ComfyUI", since=begun) as row:
+    now[0] = 103.0
+    with timeline.stage("ComfyUI", since=101.0) as row:
         row.note = "here"
     with timeline.stage("short"):
         pass
     with timeline.stage("wrong") as row:
         row.outcome = "failed"
     comfyui = timeline.stages[0]
-    assert (comfyui.name, comfyui.start < 0.1, comfyui.seconds >= 0.15) == ("ComfyUI", True, True)
+    assert (comfyui.name, comfyui.start, comfyui.seconds) == ("ComfyUI", 1.0, 2.0)
     assert capsys.readouterr().err.splitlines() == [
-        f"[worker] ComfyUI: {comfyui.seconds:.1f} s (here)",
+        "[worker] ComfyUI: 2.0 s (here)",
         "[worker] WARN: wrong: 0.0 s (failed)",
     ]
 
 
 def test_lines_wait_for_the_first_one_but_a_failure_does_not(
-    capsys: pytest.CaptureFixture[str],
+    now: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def pass_stage(timeline: Timeline, outcome: str = "ok") -> None:
         with timeline.stage(outcome) as row:
-            time.sleep(0.11)  # shorter ones are not shown
+            now[0] += 0.11  # shorter ones are not shown
             row.outcome = outcome
 
     def logged() -> list[str]:

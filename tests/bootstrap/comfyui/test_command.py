@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.comfyui.launch import Folders, arguments, flags_in
+from bootstrap.comfyui.launch import Folders, arguments, flags_in, flags_of
 from bootstrap.core.redact import child_environment
+from bootstrap.environment import ask_help
+from demo.volume import DemoVolume
 
 FOLDERS = Folders(
     input=Path("/w/input"),
@@ -49,6 +51,54 @@ def test_flags_are_those_that_the_help_lists() -> None:
 
 def test_flags_are_found_in_a_help_with_colours() -> None:
     assert flags_in("\x1b[1;34m--listen\x1b[0m [\x1b[32m--port\x1b[0m]") == {"--listen", "--port"}
+
+
+def test_the_code_defines_the_flags_that_its_help_lists(demo: DemoVolume) -> None:
+    """An argument in the help may be broken after a hyphen, as `--base-`."""
+    listed = flags_in(str(ask_help(Path(demo.python), demo.comfyui, dict(os.environ))))
+    whole = {flag for flag in listed if not flag.endswith("-")}
+    assert flags_of(demo.comfyui, ["--cpu", "--preview-method", "none", "--port=1"]) == whole - {
+        "--help"
+    }
+    assert flags_of(demo.comfyui, ["--defined-elsewhere"]) == frozenset()
+
+
+def test_a_help_that_is_not_utf_8_is_read_all_the_same(tmp_path: Path) -> None:
+    code = r"import sys; sys.stdout.buffer.write(b'--port \xff --listen')"
+    (tmp_path / "main.py").write_text(code)
+    said = ask_help(Path(sys.executable), tmp_path, dict(os.environ))
+    assert flags_in(str(said)) == {"--port", "--listen"}
+
+
+DEFINED = "".join(
+    f"parser.add_argument(\n    '-x', '{flag}')\r\n"
+    for flag in "--listen --port --output-directory --extra-model-paths-config".split()
+)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        None,
+        "for name in FLAGS: parser.add_argument('--' + name)",
+        f"{DEFINED}# parser.add_argument('--front-end-root')",
+        f"{DEFINED}'''\nparser.add_argument('--front-end-root')\n'''",
+        f"{DEFINED}of a newer Python",
+        f"{DEFINED}if WINDOWS:\n    parser.add_argument('--front-end-root')",
+        f"{DEFINED}for name in FLAGS:\n    parser.add_argument(name)",
+        f"{DEFINED}parser.add_argument(dest='old', *OLD)",
+    ],
+)
+def test_flags_defined_in_another_way_are_asked_for(code: str | None, tmp_path: Path) -> None:
+    """One that is not defined after all would end ComfyUI; one that is missed would not be set."""
+    (tmp_path / "comfy").mkdir()
+    place = tmp_path / "comfy" / "cli_args.py"
+    place.write_text(DEFINED)
+    assert flags_of(tmp_path, ["--port", "1"]) >= {"--listen", "--port"}
+    place.unlink()
+    if code is not None:
+        place.write_text(code)
+    assert flags_of(tmp_path, []) == frozenset()
 
 
 def test_all_our_flags_are_set_when_they_are_known() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bootstrap.comfyui import launch
 from bootstrap.comfyui.copy_code import (
     CannotStage,
     CopyPlan,
@@ -19,7 +23,9 @@ from bootstrap.comfyui.copy_code import (
     stage,
 )
 from bootstrap.comfyui.launch import check_queued
-from bootstrap.comfyui.workdir import WriteBack
+from bootstrap.comfyui.workdir import WorkDir, WriteBack
+from bootstrap.config import Settings
+from bootstrap.volume import locate
 from tests.support.volumes import mounted
 
 MB = 1_000_000
@@ -313,3 +319,34 @@ def test_what_links_lead_to_is_never_copied(comfyui: Path, tmp_path: Path) -> No
         for name in ("file", "folder"):
             assert os.readlink(copy.place / below / name).startswith(str(elsewhere))
         assert not [path for path in copy.stamps if "secret" in path or "file" in path]
+
+
+def refused(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_without_room_for_the_last_link_it_runs_from_the_volume(
+    comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(volume_path=comfyui.parent)
+    monkeypatch.setattr(launch, "link_output", refused)
+    work = WorkDir(tmp_path / "local", 0)
+    copies, (finding,) = launch.stage_code(settings, locate(settings), work)
+    assert copies == [] and finding.code == "comfyui.not_staged"
+    assert "to local disk: No space left on device. It runs" in finding.message
+
+
+def test_a_user_folder_that_may_not_be_looked_at_is_left_out(
+    comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(volume_path=comfyui.parent)
+    layout = replace(locate(settings), comfyui=tmp_path / "image/ComfyUI")
+    real = os.stat
+
+    def closed(path: Any, *more: Any, **also: Any) -> os.stat_result:
+        if str(path).endswith("ComfyUI/user"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path, *more, **also)
+
+    monkeypatch.setattr(os, "stat", closed)
+    assert launch.copy_user(settings, layout, WorkDir(tmp_path / "local", 0)) == (None, [])

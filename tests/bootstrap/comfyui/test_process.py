@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from bootstrap.comfyui.process import ComfyUI
 from bootstrap.comfyui.readiness import wait_until_ready
 from tests.support import fake_comfyui
 from tests.support.waiting import wait_until
+from tests.support.worker_process import free_port
 
 Make = Callable[..., ComfyUI]
 
@@ -39,7 +41,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 def started(comfyui: ComfyUI) -> ComfyUI:
     comfyui.start()
-    assert wait_until_ready(comfyui, 10).finding is None
+    assert wait_until_ready(comfyui, 60).finding is None
     return comfyui
 
 
@@ -73,6 +75,7 @@ def command_of(process: psutil.Process) -> list[str]:
 
 def test_it_runs_with_our_flags_and_the_users(make: Make) -> None:
     comfyui = started(make())
+    wait_until(lambda: bool(comfyui.log_tail()))
     (arguments,) = [line for line in comfyui.log_tail() if line.startswith("arguments")]
     output = comfyui.launch.folders.output
     assert arguments == (
@@ -93,9 +96,7 @@ def test_what_is_left_of_earlier_connections_does_not_cost_the_port(make: Make) 
 
 
 def test_the_port_that_was_asked_for_is_taken_when_it_is_free(make: Make) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     assert started(make(port=port)).port == port
 
 
@@ -118,7 +119,7 @@ def test_stop_leaves_no_process_not_even_one_with_a_session_of_its_own(make: Mak
     comfyui = started(make("family"))
     wait_until(lambda: len(set(descendants()) - before) == 3)
     comfyui.stop()
-    wait_until(lambda: not set(descendants()) - before, 1)
+    wait_until(lambda: not set(descendants()) - before)
     exit = comfyui.ended()
     assert exit is not None and exit.code == -signal.SIGTERM
 
@@ -126,11 +127,20 @@ def test_stop_leaves_no_process_not_even_one_with_a_session_of_its_own(make: Mak
 def test_stop_ends_a_comfyui_that_ignores_sigterm(make: Make) -> None:
     before = set(descendants())
     comfyui = started(make("stubborn"))
-    start = time.monotonic()
     comfyui.stop()
-    assert time.monotonic() - start < 5
     assert not set(descendants()) - before
     assert comfyui.exits[-1].code == -signal.SIGKILL
+
+
+def test_who_asks_whether_it_has_ended_does_not_wait_until_it_is_stopped(make: Make) -> None:
+    """The event loop asks, for the jobs behind the one that stops it."""
+    comfyui = started(make("stubborn"))
+    stopping = threading.Thread(target=comfyui.stop)
+    stopping.start()
+    time.sleep(0.3)
+    assert comfyui.ended() is None and stopping.is_alive()
+    stopping.join()
+    assert comfyui.ended() is not None
 
 
 def test_stopping_what_does_not_run_is_fine(make: Make) -> None:
@@ -139,20 +149,39 @@ def test_stopping_what_does_not_run_is_fine(make: Make) -> None:
     assert (comfyui.ended(), comfyui.starts) == (None, 0)
 
 
-def test_an_exit_is_known_with_code_time_and_last_lines(make: Make) -> None:
+def test_a_crash_loop_is_counted_and_only_its_last_exits_are_kept(make: Make) -> None:
     comfyui = make("exit 3 last words")
+    for _ in range(7):
+        assert comfyui.start()
+        wait_until(lambda: comfyui.ended() is not None)
+    assert (comfyui.starts, len(comfyui.exits)) == (7, 5)
+
+
+def test_exits_are_listed_while_one_more_is_recorded(make: Make) -> None:
+    """A diagnostics reply explains each of them, in another thread."""
+    comfyui = make("exit 3 last words")
+    comfyui.start()
+    wait_until(lambda: comfyui.ended() is not None)
+    listed = iter(comfyui.exits)
+    comfyui.start()
+    wait_until(lambda: comfyui.ended() is not None)
+    assert [exit.code for exit in listed] == [3]
+
+
+def test_an_exit_is_known_with_code_time_and_last_lines(make: Make) -> None:
+    comfyui, before = make("exit 3 last words"), time.monotonic()
     comfyui.start()
     wait_until(lambda: comfyui.ended() is not None)
     exit = comfyui.ended()
     assert exit is not None
     assert (exit.code, exit.log[-1], exit.python) == (3, "last words", Path(sys.executable))
-    assert 0 < exit.seconds < 5
+    assert 0 < exit.seconds <= time.monotonic() - before
 
 
 def test_a_killed_comfyui_is_started_again_by_the_next_start(make: Make) -> None:
     comfyui = started(make())
     os.kill(serving_process(comfyui).pid, signal.SIGKILL)
-    wait_until(lambda: comfyui.ended() is not None, 2)
+    wait_until(lambda: comfyui.ended() is not None)
     assert explain_exit(comfyui.exits[0]).code == "comfyui.killed"
     started(comfyui)
     assert (comfyui.starts, len(comfyui.exits)) == (2, 1)
@@ -177,10 +206,10 @@ def test_the_log_is_cut_into_lines_at_carriage_returns_and_kept_whatever_it_hold
     make: Make,
 ) -> None:
     comfyui = started(make("progress"))
+    wait_until(lambda: "� bytes" in comfyui.log_tail())
     log = comfyui.log_tail()
     assert log[1:4] == ["10%", "50%", "100%"]
     assert sum(line.count("@") for line in log) == 70_000
-    assert "� bytes" in log
 
 
 def test_the_log_goes_to_ours_with_a_prefix(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
@@ -228,7 +257,7 @@ def test_what_comfyui_says_of_addresses_is_masked(
     secret = "marker-5e1f"
     comfyui = make(f"exit 3 failed: https://me:{secret}@h.org/x?token={secret}")
     comfyui.start()
-    assert wait_until_ready(comfyui, 10).finding is not None
+    assert wait_until_ready(comfyui, 60).finding is not None
     (exit,) = comfyui.exits
     assert "failed: https://***@h.org/x?token=***" in exit.log
     reported = repr([exit, explain_exit(exit), comfyui.log_tail(), capfd.readouterr()])

@@ -66,3 +66,23 @@ def test_a_prompt_of_another_shape_is_queued_unchanged(tmp_path: Path) -> None:
     command = [sys.executable, run_main.__file__, "main.py"]
     said = subprocess.check_output(command, cwd=tmp_path, text=True, stderr=subprocess.DEVNULL)
     assert said.splitlines() == ["((1, 'id'), True)", "((1, 'id'), False)"]
+
+
+def test_garbage_is_collected_once_the_nodes_are_imported_without_passing_over_them(
+    tmp_path: Path,
+) -> None:
+    """Also where hooks are left out; an executor that a node makes later changes nothing."""
+    (tmp_path / "execution.py").write_text(WITHOUT_QUEUE)
+    (tmp_path / "main.py").write_text(
+        "import execution, gc\n"
+        "for _ in range(2):\n"
+        "    print(gc.isenabled(), gc.get_freeze_count() > 1000)\n"
+        "    execution.PromptExecutor()\n"
+        "frozen = gc.get_freeze_count()\n"
+        "later = [[] for _ in range(9)]\n"
+        "execution.PromptExecutor()\n"
+        "print(gc.isenabled(), gc.get_freeze_count() == frozen)\n"
+    )
+    command = [sys.executable, run_main.__file__, "main.py"]
+    said = subprocess.check_output(command, cwd=tmp_path, text=True, stderr=subprocess.DEVNULL)
+    assert said.splitlines() == ["False False", "True True", "True True"]

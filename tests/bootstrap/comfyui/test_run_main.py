@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from bootstrap.comfyui import ComfyUI, Launch, run_main, wait_until_ready
 from bootstrap.comfyui.launch import Folders
 from bootstrap.comfyui.readiness import importing_node, innermost_call
 from tests.prove.places import CannotInject, Container, container
+from tests.support.waiting import wait_until
 
 MB = 1 << 20
 MEMORY = """
@@ -100,12 +100,11 @@ def test_a_node_that_hangs_at_its_import_is_named_with_the_place(tmp_path: Path,
     (tmp_path / "main.py").write_text(HANGING)
     pack = tmp_path / "custom_nodes/slow_pack"
     pack.mkdir(parents=True)
-    (pack / "__init__.py").write_text(f"\n{line}\n")
+    (pack / "__init__.py").write_text(f"print('here', flush=True)\n{line}\n")
     comfyui = starting(tmp_path)
     comfyui.start()
     try:
-        while not any("loading" in said for said in comfyui.log_tail()):
-            time.sleep(0.05)
+        wait_until(lambda: "here" in comfyui.log_tail())
         waited = wait_until_ready(comfyui, 1)
     finally:
         comfyui.stop()
@@ -116,13 +115,12 @@ def test_a_node_that_hangs_at_its_import_is_named_with_the_place(tmp_path: Path,
 
 
 def test_where_no_node_is_imported_the_place_is_named(tmp_path: Path) -> None:
-    script = "import time\nprint('loading', flush=True)\ndef wait():\n    time.sleep(600)\nwait()\n"
+    script = "import time\n\ndef wait():\n    print('here', flush=True); time.sleep(600)\nwait()\n"
     (tmp_path / "main.py").write_text(script)
     comfyui = starting(tmp_path)
     comfyui.start()
     try:
-        while not comfyui.log_tail():
-            time.sleep(0.05)
+        wait_until(lambda: "here" in comfyui.log_tail())
         waited = wait_until_ready(comfyui, 0.5)
     finally:
         comfyui.stop()
@@ -136,12 +134,11 @@ def test_a_process_that_does_not_listen_yet_is_not_killed_by_the_question(tmp_pa
     python.chmod(0o755)
     comfyui = starting(tmp_path, python)
     comfyui.start()
-    while not comfyui.log_tail():
-        time.sleep(0.05)
+    wait_until(lambda: bool(comfyui.log_tail()))
     assert comfyui.stacks(0.1) == []
-    while (ended := comfyui.ended()) is None:
-        time.sleep(0.05)
-    assert ended.code == 0
+    wait_until(lambda: comfyui.ended() is not None)
+    ended = comfyui.ended()
+    assert ended is not None and ended.code == 0
 
 
 def test_stacks_without_a_node_and_without_sense() -> None:

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from bootstrap.comfyui import workdir
 from bootstrap.comfyui.workdir import WorkDir, make_workdir
 from bootstrap.core.findings import Finding
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 MAKE = (
@@ -85,17 +85,14 @@ def test_a_start_waits_for_the_sweep_only_where_it_needs_the_room(
     monkeypatch.setattr(workdir, "_SWEEP_SECONDS", 0.0)
 
     def delayed(path: Path, ignore_errors: bool = False) -> None:
-        slowly.wait(10 if is_roomy else 0.3)
+        slowly.wait(30 if is_roomy else 0.3)
         remove(path, ignore_errors)
 
     monkeypatch.setattr(shutil, "rmtree", delayed)
     made = make_workdir(tmp_path)
     assert isinstance(made, WorkDir) and leftover.exists() is is_roomy
     slowly.set()
-    deadline = time.monotonic() + 5
-    while leftover.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not leftover.exists()
+    wait_until(lambda: not leftover.exists())
     made.remove()
 
 

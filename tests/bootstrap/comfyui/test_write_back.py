@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from bootstrap.comfyui import copy_code
 from bootstrap.comfyui.copy_code import CopyPlan, Staged, stage
 from bootstrap.comfyui.workdir import WriteBack
+from bootstrap.core.files import Stamp, copy_opened
+from tests.support.waiting import wait_until
 
 PACK = "custom_nodes/pack"
 
@@ -36,6 +39,27 @@ def test_nothing_new_is_nothing_done(copy: Staged) -> None:
     before = there(copy)
     assert WriteBack([copy]).now() == []
     assert there(copy) == before
+
+
+def test_a_file_that_grew_while_it_was_copied_has_not_been_changed_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a log does that a Pod with the same volume writes."""
+    log = tmp_path / "ComfyUI/pack.log"
+    log.parent.mkdir()
+    log.write_text("one line")
+
+    def growing(source: int, found: os.stat_result, place: str) -> Stamp:
+        log.write_text("one line, and another")
+        return copy_opened(source, found, place)
+
+    monkeypatch.setattr(copy_code, "copy_opened", growing)
+    copy = stage(CopyPlan(log.parent, tmp_path / "local", 10**9, 30))[0]
+    assert WriteBack([copy]).now() == []
+    assert "not kept" not in capsys.readouterr().err
+    (copy.place / "pack.log").write_text("ours")
+    assert WriteBack([copy]).now() == []
+    assert log.read_text() == "one line, and another"
 
 
 def test_a_model_that_a_node_downloads_beside_itself_is_kept(copy: Staged) -> None:
@@ -134,9 +158,7 @@ def test_soon_works_in_the_background_and_again(copy: Staged) -> None:
     for name in ("one.bin", "two.bin"):
         (copy.place / PACK / name).write_text(name)
         write_back.soon()
-        deadline = time.monotonic() + 10
-        while not (copy.source / PACK / name).exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until((copy.source / PACK / name).exists)
         assert (copy.source / PACK / name).read_text() == name
     assert sum(thread.name == "write-back" for thread in threading.enumerate()) >= 1
 

@@ -81,7 +81,7 @@ def pids_in(folder: Path, started: list[int], names: tuple[str, ...] = NAMES) ->
 @pytest.mark.parametrize("code", [0, 1, 2, 137, 255])
 def test_the_exit_code_is_the_childs(code: int) -> None:
     process = guarded(PYTHON, "-c", f"print('said'); raise SystemExit({code})")
-    output, _ = process.communicate(timeout=10)
+    output, _ = process.communicate(timeout=30)
     assert (process.returncode, output) == (code, "said\n")
 
 
@@ -93,12 +93,12 @@ def test_the_signal_that_ended_the_child_ends_the_guard(number: signal.Signals) 
         else "import os"
     )
     process = guarded(PYTHON, "-c", f"{script}; os.kill(os.getpid(), {int(number)})")
-    assert process.wait(10) == -number
+    assert process.wait(30) == -number
 
 
 def test_a_command_that_is_not_there_is_an_error_that_says_so() -> None:
     process = guarded("/no/such/python")
-    output, _ = process.communicate(timeout=10)
+    output, _ = process.communicate(timeout=30)
     assert process.returncode == 1 and "/no/such/python" in output
 
 
@@ -110,7 +110,7 @@ def test_the_child_hears_sigterm_and_may_end_by_itself() -> None:
     process = guarded(PYTHON, "-c", script)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.terminate()
-    assert process.wait(2) == 7
+    assert process.wait(30) == 7
 
 
 def test_a_child_that_ignores_sigterm_is_killed_after_the_grace() -> None:
@@ -120,13 +120,13 @@ def test_a_child_that_ignores_sigterm_is_killed_after_the_grace() -> None:
     )
     process = guarded(PYTHON, "-c", script)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    asked = time.monotonic()
     process.terminate()
-    seconds = wait_until(lambda: process.poll() is not None)
-    assert child_guard.GRACE_SECONDS - 0.5 < seconds < child_guard.GRACE_SECONDS + 2
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait(30) == -signal.SIGKILL
+    assert time.monotonic() - asked >= child_guard.GRACE_SECONDS
 
 
-def test_when_the_parent_is_killed_all_its_processes_end_within_two_seconds(
+def test_when_the_parent_is_killed_all_its_processes_end(
     tmp_path: Path, started: list[int]
 ) -> None:
     parent = subprocess.Popen(
@@ -139,15 +139,15 @@ def test_when_the_parent_is_killed_all_its_processes_end_within_two_seconds(
     assert all(map(alive, pids))
     parent.kill()
     parent.wait()
-    wait_until(lambda: not any(map(alive, pids)), 2)
+    wait_until(lambda: not any(map(alive, pids)))
 
 
 def test_what_the_child_leaves_behind_goes_with_it(tmp_path: Path, started: list[int]) -> None:
     process = guarded(PYTHON, "-c", FAMILY, str(tmp_path))
     pids = pids_in(tmp_path, started)
     os.kill(pids[0], signal.SIGKILL)
-    assert process.wait(5) == -signal.SIGKILL
-    wait_until(lambda: not any(map(alive, pids)), 2)
+    assert process.wait(30) == -signal.SIGKILL
+    wait_until(lambda: not any(map(alive, pids)))
 
 
 def test_when_the_guard_itself_is_killed_the_child_dies(tmp_path: Path, started: list[int]) -> None:
@@ -158,7 +158,7 @@ def test_when_the_guard_itself_is_killed_the_child_dies(tmp_path: Path, started:
     started.append(pid)
     process.kill()
     process.wait()
-    wait_until(lambda: not alive(pid), 2)
+    wait_until(lambda: not alive(pid))
 
 
 def test_a_parent_that_died_before_the_guard_started_is_noticed(
@@ -167,7 +167,7 @@ def test_a_parent_that_died_before_the_guard_started_is_noticed(
     stranger = subprocess.Popen([PYTHON, "-c", ""])
     stranger.wait()
     process = guarded(PYTHON, "-c", "import time; time.sleep(60)", parent=stranger.pid)
-    assert process.wait(5) == -signal.SIGTERM
+    assert process.wait(30) == -signal.SIGTERM
 
 
 def test_orphans_that_end_are_buried_while_the_child_lives(
@@ -183,7 +183,7 @@ def test_orphans_that_end_are_buried_while_the_child_lives(
     process = guarded(PYTHON, "-c", script)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     me = psutil.Process(process.pid)
-    wait_until(lambda: len(me.children()) == 1, 3)
+    wait_until(lambda: len(me.children()) == 1)
     process.kill()
     process.wait()
 
@@ -200,4 +200,4 @@ def test_a_guard_that_was_frozen_goes_on_guarding(started: list[int]) -> None:
         time.sleep(2 * child_guard.POLL_SECONDS)
         assert process.poll() is None
     process.terminate()
-    assert process.wait(10) == -signal.SIGTERM
+    assert process.wait(30) == -signal.SIGTERM

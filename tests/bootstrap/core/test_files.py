@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from bootstrap.config import Settings
+from bootstrap.core.concurrency import ByteSemaphore
 from bootstrap.core.files import (
     Disk,
     Stamp,
+    copy_opened,
     open_regular,
     publish_copy,
     publish_new,
@@ -27,7 +29,7 @@ from bootstrap.core.temp_files import lease_name
 from bootstrap.doctor.facts.volume_places import further_folders, tabs_in
 from bootstrap.models.manifest_file import load_manifest
 from bootstrap.models.prefetch import Request
-from bootstrap.models.weights_file import kind_of_weights
+from bootstrap.models.weights_file import WeightsState, examine
 from bootstrap.nodes.manifest import load_nodes
 from bootstrap.volume import locate
 from bootstrap.volume.args_file import NAME, read_args_file
@@ -200,7 +202,8 @@ def test_a_pipe_in_the_place_of_a_file_that_is_looked_for(tmp_path: Path) -> Non
     assert args is not None and args.problem == "it is not a regular file"
     assert further_folders(tmp_path / "ComfyUI") == {}
     assert tabs_in(str(tmp_path / "ComfyUI/extra_model_paths.yaml")) == ()
-    assert kind_of_weights(str(tmp_path / "x.safetensors")) == ""
+    examined = examine(str(tmp_path / "x.safetensors"), 1, ByteSemaphore(1), with_kind=True)
+    assert (examined.state, examined.kind) == (WeightsState.UNREADABLE, "")
     request = Request([tmp_path / "x.safetensors"], lambda: 1 << 30, 1)
     request.start()
     assert request.wait(10) and "regular file" in str(request.reading.problem)
@@ -236,6 +239,46 @@ def test_a_stamp_is_kept_by_a_copy_and_lost_by_a_change(source: Path, tmp_path: 
     copy.write_bytes(b"content, changed")
     assert Stamp.of(copy) != Stamp.of(source)
     assert Stamp.of(tmp_path / "gone") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"0123456789"])
+@pytest.mark.parametrize("expected", [0, 4, 10])
+def test_an_open_file_is_copied_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, expected: int
+) -> None:
+    """Whatever its size was, and although a nearly full disk accepts less than it is given."""
+    source, real = tmp_path / "source", os.write
+    source.write_bytes(content)
+    source.chmod(0o544)
+    found = os.stat(source)
+    of_then = os.stat_result([*found[:6], expected, *found[7:10]], {"st_mtime_ns": 12_000_000_345})
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:3]))
+    with source.open("rb") as file:
+        stamp = copy_opened(file.fileno(), of_then, str(tmp_path / "copy"))
+    assert stamp == Stamp.of(tmp_path / "copy")
+    copy = os.stat(tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == content
+    assert (copy.st_mode & 0o777, copy.st_mtime_ns) == (0o744, 12_000_000_345)
+
+
+def test_a_file_that_was_empty_is_not_read_byte_by_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has grown since, or its file system tells no size; each read may be a round trip."""
+    source, real = tmp_path / "source", os.read
+    reads: list[int] = []
+
+    def read(file: int, most: int) -> bytes:
+        reads.append(most)
+        return real(file, most)
+
+    source.touch()
+    found = os.stat(source)
+    source.write_bytes(b"x" * 200_000)
+    monkeypatch.setattr(os, "read", read)
+    with source.open("rb") as file:
+        assert copy_opened(file.fileno(), found, str(tmp_path / "copy")).size == 200_000
+    assert len(reads) < 10
 
 
 def test_who_may_read_a_file_stays_when_its_text_is_replaced(tmp_path: Path) -> None:

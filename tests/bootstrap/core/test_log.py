@@ -87,6 +87,44 @@ def test_what_an_encoding_lacks_is_spelt_out(capsys: pytest.CaptureFixture[str])
     assert "half \\ud83d a character" in capsys.readouterr().err
 
 
+_LONG = """
+import logging
+from bootstrap.core import log
+log.set_up("info", None, {as_json})
+for name in ("bootstrap.boot", "comfyui"):
+    logging.getLogger(name).info("a line of more than forty columns: `rm -- a b`")
+"""
+
+
+@pytest.mark.parametrize(
+    ("as_json", "on_terminal", "said"),
+    [
+        (
+            False,
+            True,
+            ["[worker] a line of more than forty", "  columns: `rm -- a b`", "[comfyui] a"],
+        ),
+        (False, False, ["[worker] a line of more than forty columns: `rm", "[comfyui] a"]),
+        (True, True, ['{"requestId": null, "message": "a line of', '{"requestId"']),
+    ],
+)
+def test_long_lines_are_wrapped_on_a_terminal_only(
+    as_json: bool, on_terminal: bool, said: list[str]
+) -> None:
+    ours, theirs = os.openpty() if on_terminal else os.pipe()
+    subprocess.run(
+        [sys.executable, "-c", _LONG.format(as_json=as_json)],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "40"},
+        stderr=theirs,
+        check=True,
+    )
+    written = os.read(ours, 4096).decode().splitlines()
+    os.close(ours)
+    os.close(theirs)
+    assert [line[: len(start)] for line, start in zip(written, said, strict=True)] == said
+
+
 SECRET = "hf_" + "x" * 34
 
 

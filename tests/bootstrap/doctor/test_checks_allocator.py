@@ -10,7 +10,7 @@ from bootstrap.core.findings import Finding, Severity
 from bootstrap.doctor.checks import allocator
 from bootstrap.doctor.checks.allocator import check_allocator
 from bootstrap.doctor.facts.machine import Preload
-from bootstrap.environment.torch_build import TorchBuild
+from bootstrap.environment.python_probe import TorchBuild
 from tests.support.check_cases import HEALTHY, NO_GPU, Case, assert_case, look
 
 DYNAMIC, BY_WORKER = "env.allocator_dynamic", "env.allocator_native"

@@ -21,10 +21,9 @@ from bootstrap.doctor.facts import Facts
 from bootstrap.doctor.facts.comfyui import ComfyUIFacts, gather_comfyui
 from bootstrap.environment import Judgement, PackagesFacts, judge, requirements_child
 from bootstrap.environment.imports import ALIKE, MODULES, hard_imports
-from bootstrap.environment.node_packs import Pack
+from bootstrap.environment.node_packs import Pack, RequirementFile
 from bootstrap.environment.package_store import Record
 from bootstrap.environment.python_probe import Failure, PythonTrouble
-from bootstrap.environment.requirement_files import RequirementFile
 from bootstrap.environment.requirements import RequirementState, Verdict
 from bootstrap.environment.site_packages import Package
 from tests.bootstrap.environment.venvs import gather_packages

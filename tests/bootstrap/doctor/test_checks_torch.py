@@ -8,7 +8,7 @@ import pytest
 
 from bootstrap.core.findings import Severity
 from bootstrap.doctor.checks.requirements import CODES, check_torch_build
-from bootstrap.environment.torch_build import TorchBuild, oldest_driver, version_numbers
+from bootstrap.environment.python_probe import TorchBuild, oldest_driver, version_numbers
 from tests.support.check_cases import DEVICE, NO_GPU, Case, assert_case, device, gpu, look
 
 OK, INFO, WARNING, ERROR = Severity

@@ -20,7 +20,7 @@ from bootstrap.doctor.facts.inventory import Inventory, gather_models
 from bootstrap.doctor.facts.volume_probe import gather_volume
 from bootstrap.environment import python_choice
 from bootstrap.volume import locate
-from bootstrap.volume.find_comfyui import Name, OtherMount
+from bootstrap.volume.find_comfyui import MountState, OtherMount
 from tests.support.volume_cases import (
     CASES,
     HEX,
@@ -157,8 +157,8 @@ def test_links_that_the_workers_link_of_the_other_mount_makes_good_are_reported_
     (root / "store/loras").mkdir(exist_ok=True)
     given = settings(root)
     facts = gather_volume(locate(given), given)
-    free = replace(facts, other_mounts=(OtherMount(Path("/workspace"), Name.FREE),))
-    taken = replace(facts, other_mounts=(OtherMount(Path("/workspace"), Name.TAKEN),))
+    free = replace(facts, other_mounts=(OtherMount(Path("/workspace"), MountState.FREE),))
+    taken = replace(facts, other_mounts=(OtherMount(Path("/workspace"), MountState.TAKEN),))
     linking = replace(given, link_other_mount=True)
     assert grave(check_volume(free, linking)) == []
     assert only(check_volume(free, linking), "links.held_by_mount").severity is INFO

@@ -151,6 +151,15 @@ def test_git_without_its_secrets(tmp_path: Path) -> None:
     assert look_at_git(str(tmp_path / "nothing")) is None
 
 
+@pytest.mark.parametrize("name", [".git", ".git/HEAD"])
+def test_a_damaged_checkout_that_names_an_impossible_path(tmp_path: Path, name: str) -> None:
+    """A full volume leaves zeros in place of what was written."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(f"{'gitdir:' if name == '.git' else 'ref: refs/heads/'} a\0b\n")
+    found = look_at_git(str(tmp_path))
+    assert found is None or found.commit is None
+
+
 def test_packs_as_comfyui_would_try_them(comfyui: Path, tmp_path: Path) -> None:
     home = comfyui / "custom_nodes"
     write(home / "good" / "__init__.py")
@@ -244,7 +253,7 @@ def test_no_folder_at_all(tmp_path: Path) -> None:
 
 
 def test_a_volume_that_does_not_answer(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts, "read_text", lambda path: time.sleep(5))
+    monkeypatch.setattr(facts, "read_text", lambda path: time.sleep(60))
     found = gather_comfyui(comfyui, timeout=0.05)
     assert found.silent_after == 0.05
     assert found.missing == ()

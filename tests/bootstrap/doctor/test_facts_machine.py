@@ -16,7 +16,7 @@ import pytest
 from bootstrap.core.container_limits import MemoryGauge, gather_cpu, gather_memory
 from bootstrap.doctor.facts import machine
 from bootstrap.doctor.facts.machine import gather_machine, look_at_preloads
-from bootstrap.environment.torch_build import TorchBuild, read_torch_build
+from bootstrap.environment.python_probe import TorchBuild, look_at_venv, read_torch_build
 
 GB = 1024**3
 UNLIMITED_V1 = 9223372036854771712
@@ -238,9 +238,13 @@ def test_preloads_by_path_and_by_name(tmp_path: Path) -> None:
     assert look_at_preloads({}, tmp_path) == ()
 
 
+def site_of(venv: Path) -> Path:
+    return venv / "lib/python3.11/site-packages"
+
+
 def install_torch(folder: Path, version_file: str | None, dist_info: str) -> Path:
     """A venv-like folder with a torch in it; its interpreter's path."""
-    packages = folder / "lib/python3.11/site-packages"
+    packages = site_of(folder)
     (packages / dist_info).mkdir(parents=True)
     if version_file is not None:
         (packages / "torch").mkdir()
@@ -295,6 +299,17 @@ def test_a_venv_that_sees_the_system_finds_the_systems_torch(tmp_path: Path) -> 
     assert read_torch_build(venv) == TorchBuild("2.9.1+cu128", "12.8")
     config.write_text("include-system-site-packages = no\nprompt = true\n")
     assert read_torch_build(venv) is None
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("name", ["pyvenv.cfg", "bin/activate", "torch/version.py"])
+def test_a_pipe_in_place_of_a_venvs_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    python = install_torch(tmp_path, "__version__ = '2'\n", "torch-2.1.0+cu118.dist-info")
+    place = (python.parent.parent if name != "torch/version.py" else site_of(tmp_path)) / name
+    place.unlink(missing_ok=True)
+    os.mkfifo(place)
+    assert read_torch_build(python) is not None
+    assert (look_at_venv(str(tmp_path)) is None) == (name == "pyvenv.cfg")
 
 
 def test_gathering_needs_the_standard_library_only() -> None:

@@ -90,6 +90,14 @@ def test_nothing_is_made_where_no_volume_is_attached(tmp_path: Path) -> None:
     assert plan(tmp_path / "none") == []
 
 
+def test_nothing_is_made_in_a_folder_of_the_volume_that_is_taken_for_it(root: Path) -> None:
+    inside = root / "ComfyUI/custom_nodes"
+    (inside / "loras").mkdir()
+    model(inside / "loras/a.safetensors")
+    assert only(look(inside), "volume.inside")
+    assert plan(inside) == []
+
+
 def test_our_own_dead_links_go_and_others_stay(root: Path) -> None:
     models = root / "ComfyUI/models"
     (models / "sams").symlink_to("../../models/sams")

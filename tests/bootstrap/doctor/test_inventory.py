@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -225,21 +226,31 @@ def test_links_that_lead_nowhere_are_listed(tmp_path: Path) -> None:
 def test_without_headers_nothing_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     healthy(tmp_path)
     monkeypatch.setattr(os, "open", None)
-    inventory = gather_models([tmp_path], headers=False)
-    assert not inventory.headers and {f.state for f in inventory.models} == {WeightsState.UNREAD}
+    inventory = gather_models([tmp_path], most_headers=0)
+    assert {f.state for f in inventory.models} == {WeightsState.UNREAD}
 
 
 def test_a_light_look_opens_so_many_and_says_so(tmp_path: Path) -> None:
-    inventory = gather_models([healthy(tmp_path)], threads=1, most_headers=1)
+    inventory = gather_models([healthy(tmp_path)], most_headers=1)
     opened = [f for f in inventory.files if f.state is not WeightsState.UNREAD and f.is_weights]
     assert len(opened) == 1
     assert "models.unopened" in {f.code for f in check_models(inventory)}
     assert "models.unopened" not in {f.code for f in check_models(gather_models([tmp_path]))}
 
 
-def test_no_time_at_all(tmp_path: Path) -> None:
-    inventory = gather_models([healthy(tmp_path / "models")], timeout=0.0)
-    assert not inventory.complete
+def test_a_volume_that_falls_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = healthy(tmp_path / "models")
+    released = threading.Event()
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        released.wait(30)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    inventory = gather_models([root], timeout=0.1)
+    released.set()
+    assert not inventory.complete and not inventory.files
 
 
 def test_as_dict_is_bounded_json(tmp_path: Path) -> None:

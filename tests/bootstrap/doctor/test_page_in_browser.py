@@ -207,6 +207,20 @@ def test_the_headline_says_the_status_in_words(made: Any, said: str, tmp_path: P
     assert said in text_of(drawn(page(made), tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        ("2026-03-02T09:41:07+00:00", "2 Mar 2026, 09:41 UTC"),
+        ("2026-03-02T01:41:07+02:00", "1 Mar 2026, 23:41 UTC"),
+        ("7 days ago", "7 days ago"),
+        ("2026-33-02T09:41", "2026-33-02T09:41"),
+    ],
+)
+def test_the_time_is_readable_and_has_its_zone(at: str, said: str, tmp_path: Path) -> None:
+    dom = drawn(page({**healthy(), "at": at}), tmp_path)
+    assert re.findall(r"<time>([^<]*)</time>", dom) == [said]
+
+
 def test_good_news_are_folded(tmp_path: Path) -> None:
     dom = drawn(page(report([ok("gpu.good", "It answers."), ok("gpu.also", "Too.")])), tmp_path)
     folded = re.search(r"<details>(.*?)</details>", dom, re.DOTALL)

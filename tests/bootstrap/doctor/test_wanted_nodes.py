@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.doctor import Scope, examine
-from bootstrap.nodes.installed import RECEIPT
 from bootstrap.nodes.node_map import map_path
+from bootstrap.nodes.presence import RECEIPT
 from tests.support.pack_server import COMMIT
 
 URL = "https://github.com/owner/A-Pack"
@@ -65,3 +70,21 @@ def test_what_a_workflow_on_the_volume_lacks_is_named_with_its_pack(volume: Path
     assert "2026-11-28" in lacks.message and "nodes add --from" in lacks.fix
     (volume / "ComfyUI/custom_nodes/A-Pack").mkdir()
     assert "nodes.workflow_lacks" not in found(volume)
+
+
+def test_a_folder_that_cannot_be_read_hides_no_other_finding(
+    volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = volume / "ComfyUI/custom_nodes/A-Pack"
+    pack.mkdir()
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, partial(refused, getattr(os, name), str(pack)))
+    codes = found(volume)
+    assert "A-Pack (a folder without a receipt)" in codes["nodes.absent"].message
+    assert "nodes.not_pinned" in codes
+
+
+def refused(real: Callable[[Any], Any], closed: str, path: Any = ".") -> Any:
+    if str(path) == closed:
+        raise PermissionError(errno.EACCES, "Permission denied", closed)
+    return real(path)

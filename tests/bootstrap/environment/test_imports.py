@@ -32,6 +32,12 @@ def test_names_times_and_reasons_are_read() -> None:
     assert extras == ["nodes_canny.py"]
 
 
+def test_a_reason_is_read_after_what_a_node_printed_on_its_line() -> None:
+    printed = "### Loading: Pack with a long name, version 1.2.3 (2026-11-29) ... "
+    log = [f"{printed}{line}" if line.startswith("Cannot") else line for line in LOG]
+    assert read_imports(log) == read_imports(LOG)
+
+
 def test_the_last_boot_in_the_log_counts() -> None:
     again = ["Import times for custom nodes:", "   0.2 seconds: /v/ComfyUI/custom_nodes/Pack"]
     imports, _ = read_imports([*LOG, *again])

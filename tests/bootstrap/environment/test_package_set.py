@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -19,9 +20,10 @@ from bootstrap.environment import package_loading, package_store
 from bootstrap.environment.imports import hard_imports
 from bootstrap.environment.node_packs import read_requirements
 from bootstrap.environment.package_loading import load
-from bootstrap.environment.package_set import PackageSet, Place, kept_set, prepare_packages
+from bootstrap.environment.package_set import PackageContext, PackageSet, kept_set, prepare_packages
 from bootstrap.environment.package_store import KEPT_DAYS, KEPT_SETS, BadSet, Record, keep
 from bootstrap.environment.requirements import RequirementState, judge
+from bootstrap.environment.uv import pip_settings
 from tests.conftest import BootedWorker
 from tests.end_to_end.test_worker import plain
 from tests.support.package_index import PackageIndex, make_wheel, serving
@@ -67,10 +69,10 @@ class Rig:
         (pack / "requirements.txt").write_text("".join(f"{r}\n" for r in requirements))
         return pack
 
-    def place(self, work: str, timeout: float = SECONDS, stale: float = 20.0) -> Place:
+    def place(self, work: str, timeout: float = SECONDS, stale: float = 20.0) -> PackageContext:
         folder = self.root / work
         folder.mkdir(exist_ok=True)
-        return Place(
+        return PackageContext(
             python=self.small.python,
             comfyui=self.comfyui,
             volume=self.volume,
@@ -418,7 +420,7 @@ def test_too_slow_an_index_is_given_up(rig: Rig, index: PackageIndex) -> None:
     index.gate.clear()
     start = time.monotonic()
     reported = one(rig.prepare(index.env(), timeout=4), "packages.failed")
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 45, "it would answer after a minute"
     assert "4 s" in reported.fix
     assert rig.sets() == []
 
@@ -584,9 +586,10 @@ def test_several_workers_at_once_install_once(rig: Rig, index: PackageIndex) -> 
 _WORKER = """
 import os, sys
 from pathlib import Path
-from bootstrap.environment.package_set import Place, prepare_packages
+from bootstrap.environment.package_set import PackageContext, prepare_packages
 python, comfyui, volume, work = map(Path, sys.argv[1:])
-prepare_packages(Place(python, comfyui, volume, work, 120.0, beat=0.2, stale=2.0), os.environ)
+place = PackageContext(python, comfyui, volume, work, 120.0, beat=0.2, stale=2.0)
+prepare_packages(place, os.environ)
 """
 
 
@@ -602,7 +605,7 @@ def test_a_worker_killed_in_the_middle_leaves_nothing_half(rig: Rig, index: Pack
         assert index.waiting.wait(60)
         assert family(worker.pid, mark)
         worker.kill()
-    wait_until(lambda: not family(worker.pid, mark), 10)  # uv goes along
+    wait_until(lambda: not family(worker.pid, mark))  # uv goes along
     assert not [path for path in rig.sets() if path.suffix == ".zip"]
     index.gate.set()
     made = rig.prepare(index.env(), stale=2.0)
@@ -630,14 +633,14 @@ def test_a_damaged_set_is_made_again(rig: Rig, index: PackageIndex) -> None:
         assert zipfile.ZipFile(kept).testzip() is None
 
 
-def all_late(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Each package comes late, and slowly."""
+def all_late(monkeypatch: pytest.MonkeyPatch, wait: Callable[[], object]) -> None:
+    """Each package comes late, after this."""
     monkeypatch.setattr(package_loading, "_SOON_SECONDS", -1.0)
     real = package_loading._load_batch
 
     def slowly(source: int, folder: Path, batch: Sequence[zipfile.ZipInfo]) -> None:
         if any(entry.filename.endswith("tiny_one/__init__.py") for entry in batch):
-            time.sleep(seconds)
+            wait()
         real(source, folder, batch)
 
     monkeypatch.setattr(package_loading, "_load_batch", slowly)
@@ -650,13 +653,15 @@ def test_an_import_waits_for_what_is_still_being_unpacked(
     make_wheel(index.folder, "tiny-one", "1.5", files=files)
     rig.core("tiny-one")
     rig.prepare(index.env())
-    all_late(monkeypatch, 3.0)
+    asked = rig.root / "asked"
+    all_late(monkeypatch, lambda: wait_until(asked.exists, 60))
     made = rig.prepare(index.env(), "second")
     module = rig.root / "second" / "packages" / "after" / "tiny_one" / "__init__.py"
     assert not module.exists()
     program = (
         "import importlib.metadata as m, os, sys\n"
         f"print(sys.a, m.version('tiny-one'), os.path.exists({str(module)!r}))\n"
+        f"open({str(asked)!r}, 'w').close()\n"
         f"{VERSION}\nprint(sys.meta_path[0])"
     )
     lines = rig.prints(made, program).splitlines()
@@ -665,22 +670,58 @@ def test_an_import_waits_for_what_is_still_being_unpacked(
     assert made.late_findings() == []
 
 
-def test_a_set_that_breaks_off_late(
-    rig: Rig, index: PackageIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def damaged_set(rig: Rig, index: PackageIndex) -> tuple[Path, bytes]:
+    """The set with tiny-one 1.5, and what it holds if the package in it is damaged."""
     make_wheel(index.folder, "tiny-one", "1.5")
     rig.core("tiny-one")
     rig.prepare(index.env())
     (kept,) = rig.sets()
-    whole = kept.read_bytes()
-    where = whole.index(b"VERSION = ")
-    kept.write_bytes(whole[:where] + b"version" + whole[where + 7 :])
-    all_late(monkeypatch, 1.0)
+    return kept, kept.read_bytes().replace(b"VERSION = ", b"version = ", 1)
+
+
+def test_a_set_that_breaks_off_late(
+    rig: Rig, index: PackageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, damaged = damaged_set(rig, index)
+    kept.write_bytes(damaged)
+    all_late(monkeypatch, lambda: time.sleep(1))
     made = rig.prepare(index.env(), "second")
     assert rig.prints(made, VERSION).endswith("No module named 'tiny_one'")
     (reported,) = made.late_findings()
     assert reported.code == "packages.failed"
     assert rig.sets() == []
+
+
+@pytest.mark.timeout(100)
+def test_nothing_waits_for_a_damaged_set_that_cannot_be_removed(
+    rig: Rig, index: PackageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a volume that is mounted read-only."""
+    kept, damaged = damaged_set(rig, index)
+    real = Path.unlink
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path == kept:
+            raise OSError(errno.EROFS, "Read-only file system", str(kept))
+        real(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    kept.write_bytes(damaged[: len(damaged) // 2])
+    assert rig.prints(rig.prepare(index.env(), "second"), VERSION) == "1.5"
+    kept.write_bytes(damaged)
+    all_late(monkeypatch, lambda: time.sleep(1))
+    made = rig.prepare(index.env(), "third")
+    assert rig.prints(made, VERSION).endswith("No module named 'tiny_one'")
+    assert [finding.code for finding in made.late_findings()] == ["packages.failed"]
+
+
+def test_what_pip_says_in_another_encoding_is_read(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\nprintf \"global.x='\\\\377'\\nglobal.index-url='https://a.b'\\n\"\n"
+    )
+    python.chmod(0o755)
+    assert pip_settings(python, dict(os.environ))["index-url"] == "https://a.b"
 
 
 def test_large_files_in_parts(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from bootstrap.environment.imports import hard_imports
-from bootstrap.environment.node_packs import Requirements
-from bootstrap.environment.requirement_files import RequirementFile, requirement_file
+from bootstrap.environment.node_packs import RequirementFile, Requirements, requirement_file
 from bootstrap.environment.requirements import Judgement, RequirementState, judge
 from tests.support.small_python import SmallPython
 

@@ -79,6 +79,7 @@ def test_all_kinds_of_records(venv: Path, site: Path) -> None:
     )
     record(site, "old-0.9-py3.10.egg-info", "Name: old\nVersion: 0.9\n", "PKG-INFO")
     (site / "oldest-0.1.egg-info").write_text("Name: oldest\nVersion: 0.1\n")
+    record(site, "folded-4.dist-info", "name:\n Folded\nVERSION:\n\t4\n")
     record(site, "~orch-2.0.dist-info", "Name: torch\nVersion: 2.0\n")
     (site / "cut_off-3.0.dist-info").mkdir()
     found = ask(venv)
@@ -86,6 +87,7 @@ def test_all_kinds_of_records(venv: Path, site: Path) -> None:
         "foo-bar-baz": "1.2+cu128",
         "old": "0.9",
         "oldest": "0.1",
+        "folded": "4",
         "cut-off": None,
     }
     assert found.versions_of("foo-bar-baz") == ("1.2+cu128",)

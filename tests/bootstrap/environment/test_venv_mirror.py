@@ -15,9 +15,9 @@ import pytest
 from bootstrap.core.findings import Finding
 from bootstrap.environment.node_packs import Requirements
 from bootstrap.environment.requirements import judge
-from bootstrap.environment.venv_mirror import Mirror, late, record_opened
+from bootstrap.environment.venv_mirror import Mirror, deferred, record_opened
 from bootstrap.environment.venv_mirror.archive import read_archive
-from bootstrap.environment.venv_mirror.record import archive_at
+from bootstrap.environment.venv_mirror.archive_writer import archive_at
 from tests.bootstrap.environment.venvs import LIBRARY, VolumeVenv, ask, contents, make_venv
 
 
@@ -69,7 +69,7 @@ def test_no_name_is_missing_while_folders_of_links_take_their_place(venv: Volume
     made = venv.try_to_mirror()
     assert isinstance(made, Mirror)
     looked = 0
-    while made.late.is_alive() or not looked:
+    while made.deferred.is_alive() or not looked:
         for number in range(0, 300, 10):
             header = made.site / f"alpha/include/sub{number % 7}/h{number}.h"
             assert header.read_text() == str(number)
@@ -77,13 +77,13 @@ def test_no_name_is_missing_while_folders_of_links_take_their_place(venv: Volume
             looked += 1
     assert not any(path.is_symlink() and path.is_dir() for path in made.site.rglob("*"))
     assert {p.name for p in made.python.parent.parent.iterdir()} >= {"bin", "lib", "pyvenv.cfg"}
-    assert not (made.python.parent.parent / "late").exists()
+    assert not (made.python.parent.parent / "deferred").exists()
 
 
 def test_a_file_system_that_cannot_exchange_two_names(
     venv: VolumeVenv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(late, "_RENAME_EXCHANGE", 1 << 20)  # EINVAL
+    monkeypatch.setattr(deferred, "_RENAME_EXCHANGE", 1 << 20)  # EINVAL
     site = venv.mirror().site
     assert not (site / "alpha/include").is_symlink()
     assert (site / "alpha/include/alpha.h").read_text() == "#define ALPHA\n"

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -24,10 +23,9 @@ from benchmarks.simulated_volume import SimulatedVolume, mounted, why_not
 from bootstrap.core.findings import Finding
 from bootstrap.core.temp_files import Lease
 from bootstrap.environment import venv_mirror
-from bootstrap.environment.venv_mirror import Mirror, late, record, record_opened, walk
+from bootstrap.environment.venv_mirror import Mirror, archive_writer, deferred, record_opened, walk
 from bootstrap.environment.venv_mirror import archive as archives
 from bootstrap.environment.venv_mirror.archive import DamagedArchive, read_archive
-from bootstrap.environment.venv_mirror.layout import FileState
 from demo.environment import REPOSITORY
 from tests.bootstrap.environment.test_venv_mirror import archive_of
 from tests.bootstrap.environment.venvs import VolumeVenv, ask, contents, make_venv
@@ -130,7 +128,7 @@ def test_a_full_disk_is_named_and_comfyui_runs_from_the_volume(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(walk, "write_file", full)
+    monkeypatch.setattr(walk, "copy_opened", full)
     found = venv.try_to_mirror()
     assert isinstance(found, Finding)
     assert "was not copied to local disk: No space left on device" in found.message
@@ -164,23 +162,16 @@ def test_only_a_lack_of_room_asks_for_a_larger_disk(venv: VolumeVenv) -> None:
     assert "COMFYUI_PYTHON" in other.fix and "can be read on a Pod" in gone.fix == folder.fix
 
 
-def test_a_short_write_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.write
-    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:3]))
-    walk.write_file(str(tmp_path / "a"), b"0123456789", FileState(10, 1))
-    assert (tmp_path / "a").read_bytes() == b"0123456789"
-
-
 _KILLED = """
 import os, sys
 from pathlib import Path
 from bootstrap.environment import venv_mirror
-from bootstrap.environment.venv_mirror import record
+from bootstrap.environment.venv_mirror import archive_writer
 from tests.bootstrap.environment.venvs import VolumeVenv, ask
 venv = VolumeVenv(Path(sys.argv[1]), Path(sys.argv[2]))
 made = venv.mirror()
 ask(made.python, "import alpha, single")
-written = record.write_archive
+written = archive_writer.write_archive
 def slow(file, contents, tree_of):
     def one_by_one():
         for content in contents:
@@ -189,7 +180,7 @@ def slow(file, contents, tree_of):
             print("writing", flush=True)
             sys.stdin.read()
     return written(file, one_by_one(), tree_of)
-record.write_archive = slow
+archive_writer.write_archive = slow
 venv_mirror.record_opened(made)
 """
 
@@ -198,7 +189,7 @@ def test_a_recorder_that_is_killed_leaves_nothing_half(
     venv: VolumeVenv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     impatient = partial(Lease, beat=0.2, stale=1.0)
-    monkeypatch.setattr(record, "Lease", impatient)
+    monkeypatch.setattr(archive_writer, "Lease", impatient)
     command = [sys.executable, "-c", _KILLED, str(venv.path), str(venv.scratch / "other")]
     (venv.scratch / "other").mkdir()
     child = subprocess.Popen(
@@ -233,28 +224,30 @@ def test_a_silent_volume_is_given_up_in_time(venv: VolumeVenv) -> None:
         os.kill(volume.pid, signal.SIGSTOP)
         try:
             for timeout in (0.5, 1.5):
-                begun = time.monotonic()
-                found = far.try_to_mirror(timeout=timeout)
-                assert time.monotonic() - begun < timeout + 2
-                assert isinstance(found, Finding)
+                assert isinstance(far.try_to_mirror(timeout=timeout), Finding)
         finally:
             os.kill(volume.pid, signal.SIGCONT)
         assert isinstance(far.try_to_mirror(), Mirror)
 
 
 @needs_fuse
-def test_a_volume_that_falls_silent_on_the_way(venv: VolumeVenv) -> None:
-    for number in range(400):
+def test_a_volume_that_falls_silent_on_the_way(
+    venv: VolumeVenv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(40):
         venv.write(f"alpha/many/m{number}.py", f"number = {number}\n")
     with seen(venv) as (far, volume):
-        timer = threading.Timer(0.2, os.kill, (volume.pid, signal.SIGSTOP))
-        timer.start()
+        really_look = walk.FullCopy.look_at
+
+        def look_at(self: walk.FullCopy, path: str) -> None:
+            if path == "alpha/many":
+                os.kill(volume.pid, signal.SIGSTOP)
+            really_look(self, path)
+
+        monkeypatch.setattr(walk.FullCopy, "look_at", look_at)
         try:
-            begun = time.monotonic()
             found = far.try_to_mirror(timeout=2)
-            assert time.monotonic() - begun < 4
         finally:
-            timer.join()
             os.kill(volume.pid, signal.SIGCONT)
         assert isinstance(found, Finding)
         assert "within 2 s" in found.message or "no answer in 2 s" in found.message
@@ -283,7 +276,7 @@ def test_large_libraries_are_read_or_copied(
     large.parent.mkdir()
     large.write_bytes(os.urandom(20 << 20))
     os.utime(large, (1, 1))
-    monkeypatch.setattr(late.LargeFiles, "_pages_stay", lambda *_: stay)
+    monkeypatch.setattr(deferred.LargeFiles, "_pages_stay", lambda *_: stay)
     made = venv.mirror()
     for thread in threading.enumerate():
         if thread.name == "libraries":

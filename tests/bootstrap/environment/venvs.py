@@ -22,7 +22,7 @@ from bootstrap.environment.requirements import judge
 from bootstrap.environment.venv_mirror import Mirror, MirrorRequest, mirror_venv, record_opened
 
 LIBRARY = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-# Long enough ago to be archived (record.py leaves out what has just changed).
+# Long enough ago to be archived (archive_writer.py leaves out what has just changed).
 _AGE = 3600.0
 
 FILES = {
@@ -84,7 +84,7 @@ class VolumeVenv:
         """As above; there must be one."""
         made = self.try_to_mirror(**more)
         assert isinstance(made, Mirror), made
-        made.late.join()
+        made.deferred.join()
         return made
 
     def recorded(self, program: str = "import alpha, single, space.one") -> Mirror:

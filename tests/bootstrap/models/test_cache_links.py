@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bootstrap.models.installed import cached_models, link_cached, shown_locally
 from bootstrap.models.provision import ProvisionResult
+from bootstrap.models.provisioner import cached_models, link_cached, shown_locally
 from bootstrap.volume.args_file import FLAG, describe_local_models, local_folders
 from demo.volume import DemoVolume
 from tests.support.provisioning import spec

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,27 @@ import pytest
 
 from bootstrap.core.files import Disk
 from bootstrap.models.download.download import Download
-from bootstrap.models.download.part import sweep
+from bootstrap.models.download.part import Part, sweep
 from bootstrap.models.download.progress import FileMeter
-from bootstrap.models.download.remote import RateLimiter
-from bootstrap.models.download.transfer import Blocks
+from bootstrap.models.download.remote import RateLimiter, Remote
+from bootstrap.models.download.transfer import SMALLEST, Blocks, RangeFetch
 from bootstrap.models.download.verify import Wanted
 from bootstrap.models.provision import ProvisionResult
 from bootstrap.models.sources.https import Https
 from bootstrap.net import DownloadError, Stopped
 from bootstrap.net.addresses import AddressPolicy, is_public
-from bootstrap.net.http import Channel
-from tests.support.provisioning import bring, options, sha256, spec, tensors, visible
+from bootstrap.net.http import Channel, explain
+from tests.support.provisioning import (
+    bring,
+    bytes_asked,
+    options,
+    sha256,
+    spec,
+    tensors,
+    visible,
+)
 from tests.support.vicious_server import ViciousServer
+from tests.support.waiting import wait_until
 
 SMALL = tensors(300_000)
 LARGE = tensors(10_000_000, seed=1)
@@ -111,7 +121,7 @@ def test_a_fault_is_named_and_nothing_is_left(
     vices: dict[str, Any], code: str, server: ViciousServer, models: Path
 ) -> None:
     url = server.serve("/m.safetensors", tensors(9_000_000), **vices)
-    patience = options(attempts=1, stall=0.3)
+    patience = options(attempts=1, stall=0.3 if code == "download.stalled" else 30.0)
     result = bring(models, spec(url), options=patience)
     assert result.problem is not None
     assert result.problem.code == code
@@ -154,10 +164,17 @@ def test_a_wrong_size_is_seen_before_fetching(server: ViciousServer, models: Pat
 
 
 def test_ranges_are_parallel(server: ViciousServer, models: Path) -> None:
-    url = server.serve("/m.safetensors", LARGE, bytes_per_second=8e6)
-    started = time.monotonic()
-    assert_brought(bring(models, spec(url)), models, LARGE)
-    assert time.monotonic() - started < 10 / 8  # one connection would need that long
+    """None is answered before three are asked for."""
+    asked: set[str] = set()
+
+    def with_others(headers: dict[str, str]) -> None:
+        if headers["range"] != "bytes=0-0":
+            asked.add(headers["range"])
+            wait_until(lambda: len(asked) >= 3)
+
+    url = server.serve("/m.safetensors", LARGE, needs=with_others)
+    patient = options(stall=30.0)
+    assert_brought(bring(models, spec(url), options=patient), models, LARGE)
 
 
 def test_a_connection_is_kept_for_the_next_range_and_fills_one_buffer(
@@ -183,7 +200,7 @@ def test_a_bandwidth_limit_holds(server: ViciousServer, models: Path) -> None:
     started = time.monotonic()
     limited = options(rate_limiter=RateLimiter(10e6))
     assert_brought(bring(models, spec(url), options=limited), models, LARGE)
-    assert 0.7 < time.monotonic() - started < 2
+    assert time.monotonic() - started > 0.7
 
 
 def stopped_midway(url: str, models: Path, data: bytes, at: float = 0.5) -> Download:
@@ -195,6 +212,7 @@ def stopped_midway(url: str, models: Path, data: bytes, at: float = 0.5) -> Down
             super().add(count)
             if self.done > len(data) * at:
                 stop.set()
+                time.sleep(0.5)  # for each 64 KB that come before it stops
 
     source, wanted = Https(), Wanted("m.safetensors")
     link = spec(url)
@@ -210,16 +228,8 @@ def stopped_midway(url: str, models: Path, data: bytes, at: float = 0.5) -> Down
     return download
 
 
-def bytes_asked(server: ViciousServer) -> int:
-    total = 0
-    for _, headers in server.seen:
-        first, _, last = headers.get("range", "bytes=0--1").removeprefix("bytes=").partition("-")
-        total += int(last) - int(first) + 1
-    return total
-
-
 def test_a_stopped_download_goes_on_from_there(server: ViciousServer, models: Path) -> None:
-    url = server.serve("/m.safetensors", LARGE, bytes_per_second=8e6)
+    url = server.serve("/m.safetensors", LARGE)
     stopped_midway(url, models, LARGE)
     server.seen.clear()
     assert_brought(bring(models, spec(url)), models, LARGE)
@@ -230,7 +240,7 @@ def test_a_stopped_download_goes_on_from_there(server: ViciousServer, models: Pa
 def test_a_part_that_cannot_be_trusted_is_not_resumed(
     how: str, server: ViciousServer, models: Path
 ) -> None:
-    url = server.serve("/m.safetensors", LARGE, bytes_per_second=8e6)
+    url = server.serve("/m.safetensors", LARGE)
     stopped_midway(url, models, LARGE)
     (note,) = (models / "loras").glob(".model-*.state")
     if how == "changed":
@@ -250,7 +260,7 @@ def test_a_part_that_cannot_be_trusted_is_not_resumed(
 def test_bad_bytes_in_a_resumed_part_are_found_and_fetched_again(
     server: ViciousServer, models: Path
 ) -> None:
-    url = server.serve("/m.safetensors", LARGE, bytes_per_second=8e6)
+    url = server.serve("/m.safetensors", LARGE)
     stopped_midway(url, models, LARGE)
     (part,) = (models / "loras").glob(".model-*.part")
     with open(part, "r+b") as file:
@@ -502,3 +512,37 @@ def test_an_error_is_an_exception_with_code_and_fix() -> None:
     finding = problem.finding("loras/m.safetensors")
     assert finding.code == "download.gone"
     assert finding.message == "loras/m.safetensors: it is gone."
+
+
+def test_connections_that_give_up_at_the_same_moment_say_why(tmp_path: Path) -> None:
+    """Neither is the last one then."""
+
+    class Together:
+        """A lock that both have left before either goes on."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+            self._both = threading.Barrier(2)
+
+        def __enter__(self) -> None:
+            self._lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self._lock.release()
+            with suppress(threading.BrokenBarrierError):
+                self._both.wait(5)
+
+    def nowhere(channel: Channel) -> Remote:
+        raise AssertionError
+
+    size = 2 * SMALLEST
+    gone = Remote("http://127.0.0.1:9/m", "x", explain, size=size)
+    part = Part.create(tmp_path, "m.safetensors", Disk())
+    blocks = Blocks(size, connections=2)
+    given = options(attempts=0, connections=2)
+    fetch = RangeFetch(gone, nowhere, part, blocks, given, lambda count: None)
+    fetch._lock = Together()  # type: ignore[assignment]
+    with pytest.raises(DownloadError) as raised:
+        fetch.run(threading.Event())
+    assert raised.value.code == "download.unreachable"
+    part.discard()

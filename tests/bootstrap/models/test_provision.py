@@ -6,19 +6,20 @@ import json
 import os
 import socket
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from bootstrap.core import temp_files
 from bootstrap.core.files import Disk
 from bootstrap.core.findings import Severity
-from bootstrap.core.temp_files import Lease
+from bootstrap.core.temp_files import Lease, LeaseState
 from bootstrap.models.download import progress
 from bootstrap.models.download.progress import LogMeter
-from bootstrap.models.download.remote import RateLimiter
-from bootstrap.models.installed import Present, find_present, receipt_path
+from bootstrap.models.presence import PathConflict, Present, find_present, receipt_path
 from bootstrap.models.provision import ProvisionResult, provision, summary
 from tests.prove.kill_provisioners import DISKS, run
 from tests.support.provisioning import (
@@ -77,7 +78,7 @@ class TestWithoutNetwork:
         path = put(models)
         wanted = spec(NOWHERE, hash=sha256(DATA))
         assert bring(models, wanted).state == "present"
-        monkeypatch.setattr("bootstrap.models.installed.examine", None)
+        monkeypatch.setattr("bootstrap.models.presence.examine", None)
         assert bring(models, wanted).state == "present"
         os.utime(path, (1, 1))
         with pytest.raises(TypeError):
@@ -89,6 +90,27 @@ class TestWithoutNetwork:
         path = receipt_path(models, spec(NOWHERE).relative_path)
         path.parent.mkdir(parents=True)
         path.write_text(receipt)
+        assert bring(models, spec(NOWHERE)).state == "present"
+
+    def test_a_broken_link_that_vanishes_while_it_is_read(
+        self, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another worker removes it: a conflict now, and nothing at the next look."""
+        (models / "loras").mkdir(parents=True)
+        (models / "loras/m.safetensors").symlink_to("gone")
+
+        def vanished(path: object) -> str:
+            raise FileNotFoundError(path)
+
+        monkeypatch.setattr(os, "readlink", vanished)
+        assert isinstance(find_present(spec(NOWHERE), models), PathConflict)
+
+    @pytest.mark.timeout(20)
+    def test_a_pipe_in_place_of_a_receipt_is_not_waited_for(self, models: Path) -> None:
+        put(models)
+        path = receipt_path(models, spec(NOWHERE).relative_path)
+        path.parent.mkdir(parents=True)
+        os.mkfifo(path)
         assert bring(models, spec(NOWHERE)).state == "present"
 
     @pytest.mark.parametrize("place", ["text_encoders/m.safetensors", "clip/m.safetensors"])
@@ -159,22 +181,55 @@ def test_one_fetches_and_the_others_use_it(server: ViciousServer, models: Path) 
 
 
 def test_a_silent_holder_is_taken_over_and_a_live_one_waited_for(
-    server: ViciousServer, models: Path
+    server: ViciousServer, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two looks of the waiter pass 15 seconds, and one beat of the holder."""
+    url = server.serve("/m.safetensors", DATA)
+    (models / "loras").mkdir(parents=True)
+    holder = Lease(models / "loras", "m.safetensors", Disk(), beat=1e6)
+    assert holder.acquire()
+    looks, really_look = [0], Lease.look
+
+    def look(lease: Lease) -> LeaseState | None:
+        looks[0] += 1
+        if looks[0] < 20:
+            holder._write_beat()
+        return really_look(lease)
+
+    monkeypatch.setattr(temp_files, "time", SimpleNamespace(monotonic=lambda: 15.0 * looks[0]))
+    monkeypatch.setattr(Lease, "look", look)
+    assert bring(models, spec(url), stale=20.0).state == "fetched"
+    assert looks == [21]
+    holder.release()
+    assert visible(models) == ["loras/m.safetensors"]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_lease_that_cannot_be_read_is_waited_for_as_a_silent_one(
+    server: ViciousServer, models: Path, make: Callable[[Path], None]
 ) -> None:
     url = server.serve("/m.safetensors", DATA)
     (models / "loras").mkdir(parents=True)
-    holder = Lease(models / "loras", "m.safetensors", Disk(), beat=0.05, stale=0.5)
-    assert holder.acquire()
-    result: list[ProvisionResult] = []
-    waiter = threading.Thread(target=lambda: result.append(bring(models, spec(url))))
-    waiter.start()
-    time.sleep(1.2)  # more than twice as long as a silent one is given
-    assert waiter.is_alive()
-    holder._stop.set()  # as if killed: no more beats, the lease stays
-    waiter.join(5)
-    assert result[0].state == "fetched"
-    holder.release()
-    assert visible(models) == ["loras/m.safetensors"]
+    lease = Lease(models / "loras", "m.safetensors", Disk(), stale=60.0)
+    make(lease.path)
+    assert not lease.acquire()
+    assert lease.look() is not None, "else a waiter would try again at once, and again"
+    assert not lease.break_stale()
+    assert bring(models, spec(url), stale=0.3).state == "fetched"
+
+
+def test_a_dead_lease_that_another_waiter_gets_is_not_taken_over(models: Path) -> None:
+    """Else the part of that one, which is alive, would be taken."""
+    (models / "loras").mkdir(parents=True)
+    dead, slow, fast = (
+        Lease(models / "loras", "m.safetensors", Disk(), beat=1e6, stale=0.0) for _ in range(3)
+    )
+    assert dead.acquire() and slow.look() and slow.break_stale()
+    assert fast.acquire() and not slow.acquire()
+    assert not slow.taken_over
+    for lease in (dead, fast):
+        lease.release()
 
 
 def test_waiting_is_bounded(server: ViciousServer, models: Path) -> None:
@@ -190,17 +245,19 @@ def test_a_part_taken_from_a_live_owner_costs_time_only(
     server: ViciousServer, models: Path
 ) -> None:
     """As with a worker that was frozen and thawed: it finds its part gone, and uses the file."""
-    url = server.serve("/m.safetensors", DATA, bytes_per_second=2e6)
-    slow = options(rate_limiter=RateLimiter(3e6), note_every=0.1)
+    url = server.serve("/m.safetensors", DATA, stall_after=1_000_000)
+    frozen = options(note_every=0.1, stall=30.0)
     results: list[ProvisionResult] = []
     owner = threading.Thread(
-        target=lambda: results.append(bring(models, spec(url), options=slow, beat=60.0, stale=60.0))
+        target=lambda: results.append(bring(models, spec(url), options=frozen, beat=1e6, stale=1e6))
     )
     owner.start()
-    time.sleep(1.0)
+    wait_until(lambda: bool(list(models.glob("loras/.*.state"))))
+    server.files["/m.safetensors"].stall_after = None
     thief = bring(models, spec(url), stale=0.2)  # holds the owner for dead
-    owner.join(20)
-    assert thief.state == "fetched"
+    server.files["/m.safetensors"].go_on.set()
+    owner.join(60)
+    assert thief.state == "fetched" and not owner.is_alive()
     assert results[0].state in ("present", "fetched")
     assert (models / "loras/m.safetensors").read_bytes() == DATA
 
@@ -233,12 +290,21 @@ def test_a_waiting_worker_logs_the_other_ones_progress(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(progress, "EVERY", 0.2)
-    url = server.serve("/m.safetensors", DATA, bytes_per_second=2e6)
+    """The other one does not go on before."""
+    url = server.serve("/m.safetensors", DATA, stall_after=1_000_000)
+    go_on = server.files["/m.safetensors"].go_on
+
+    class Shown(LogMeter):
+        def add(self, count: int) -> None:
+            super().add(count)
+            if self.done:
+                go_on.set()
+
+    monkeypatch.setattr(progress, "EVERY", 0.0)
     fetching = threading.Thread(target=lambda: bring(models, spec(url), beat=0.05))
     fetching.start()
     wait_until(lambda: bool(list(models.glob("loras/.*.lease"))))
-    waited = bring(models, spec(url), make_meter=LogMeter, stale=20.0)
+    waited = bring(models, spec(url), make_meter=Shown, stale=60.0)
     fetching.join()
     assert waited.state == "present"
     lines = capsys.readouterr().err.splitlines()

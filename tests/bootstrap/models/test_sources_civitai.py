@@ -75,6 +75,14 @@ def test_each_refusal_has_its_own_words(
     assert MARKER not in f"{result.problem.message} {result.problem.fix}"
 
 
+def test_a_refusal_in_endless_brackets_is_still_a_refusal(
+    civitai: FakeCivitai, tmp_path: Path
+) -> None:
+    civitai.refuse(123, 403)
+    civitai.front.files["/api/download/models/123"].body = b"[" * 9000
+    assert bring(tmp_path, civitai).problem.code == "download.forbidden"
+
+
 def test_without_a_token_a_locked_model_says_where_to_get_one(
     civitai: FakeCivitai, tmp_path: Path
 ) -> None:

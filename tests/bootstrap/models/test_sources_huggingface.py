@@ -144,17 +144,17 @@ def test_hf_endpoint_and_offline_mode_are_honoured(
     assert done.stdout.strip() == answer, done.stderr
 
 
-@pytest.mark.parametrize("refs", [True, False])
-def test_the_platform_s_cache_is_looked_up(refs: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("refs", [COMMIT.encode(), None, b"\xff\xfe", b"0" * 2000])
+def test_the_platform_s_cache_is_looked_up(refs: bytes | None, tmp_path: Path) -> None:
     folder = tmp_path / "models--org--repo"
     snapshot = folder / "snapshots" / COMMIT / "vae"
     snapshot.mkdir(parents=True)
     (folder / "blobs").mkdir()
     (folder / "blobs" / "b").write_bytes(DATA)
     (snapshot / "m.safetensors").symlink_to(folder / "blobs" / "b")
-    if refs:
+    if refs is not None:
         (folder / "refs").mkdir()
-        (folder / "refs" / "main").write_text(COMMIT)
+        (folder / "refs" / "main").write_bytes(refs)
     link = HubFile("org/repo", "vae/m.safetensors")
     assert find_cached(link, None, tmp_path) == snapshot / "m.safetensors"
     assert find_cached(link, COMMIT, tmp_path) == snapshot / "m.safetensors"

@@ -59,7 +59,8 @@ def test_from_an_id_to_a_pack_that_is_there(server: PackServer, volume: Path) ->
     assert (pack / "__init__.py").read_text() == FILES["__init__.py"]
     (pack / "__init__.py").write_text("mine")
     code, said = typed(server, "verify")
-    assert code == 1 and "__init__.py" in said and said.startswith("FAILED")
+    assert code == 1 and "__init__.py" in said
+    assert said.startswith("FAILED  some-pack  error[nodes.edited]: ")
 
 
 def test_a_read_only_volume_is_named(server: PackServer, volume: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from bootstrap.config import Settings
 from bootstrap.volume import locate
 from bootstrap.volume.args_file import ArgsFile, check_args_file, read_args_file, with_args_file
+from bootstrap.volume.locate import CLI_ARGS, source_of
+from demo.volume import DemoVolume
 
 
 def read(tmp_path: Path, text: str) -> ArgsFile:
@@ -57,6 +60,23 @@ def test_comfyui_args_go_before(
 ) -> None:
     file = read(tmp_path, "--highvram\n--preview-method auto\n")
     assert with_args_file(Settings(comfyui_args=given), file).comfyui_args == together
+
+
+def test_none_goes_with_one_that_comfyui_excludes(tmp_path: Path, demo: DemoVolume) -> None:
+    """Both would end it with argparse's code 2."""
+    code = source_of(demo.comfyui, CLI_ARGS)
+    groups = {
+        "newer cache": ["--cache-none", "--high-ram"],
+        "newer manager": ["--disable-manager-ui", "--enable-manager-legacy-ui"],
+    }
+    for name, flag in re.findall(r"^(\w+)\.add_argument\(\"(--[\w-]+)", code, re.MULTILINE):
+        groups.setdefault(name, []).append(flag)
+    del groups["parser"]
+    assert len(groups) > 7
+    for flags in groups.values():
+        given = Settings(comfyui_args=(flags[0],))
+        for flag in flags[1:]:
+            assert with_args_file(given, read(tmp_path, flag)) == given, flag
 
 
 def test_without_a_file_nothing_changes(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bootstrap.config import Settings
 from bootstrap.volume import find_comfyui as searching
-from bootstrap.volume.find_comfyui import Found, search
+from bootstrap.volume import locate
+from bootstrap.volume.find_comfyui import SearchResult, search
 
 
 def comfyui(place: Path) -> Path:
@@ -38,7 +40,7 @@ def test_any_program_with_a_main_py_is_not_one_and_a_venv_is_not_entered(tmp_pat
     (tmp_path / "kohya/main.py").write_text("")
     comfyui(tmp_path / "env/share/x")
     (tmp_path / "env/pyvenv.cfg").write_text("")
-    assert search(tmp_path) == Found()
+    assert search(tmp_path) == SearchResult()
 
 
 def test_links_to_one_are_followed_and_counted_once(tmp_path: Path) -> None:
@@ -48,6 +50,20 @@ def test_links_to_one_are_followed_and_counted_once(tmp_path: Path) -> None:
     assert search(tmp_path).comfyuis == (tmp_path / "comfyui",)
     (tmp_path / "comfyui").unlink()
     assert search(tmp_path).comfyuis == (made,)
+
+
+def test_a_link_that_vanishes_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker, or a person on a Pod, has removed it."""
+    made = comfyui(tmp_path / "app")
+    (tmp_path / "ComfyUI").symlink_to("gone")
+
+    def vanished(path: object) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "readlink", vanished)
+    assert locate(Settings(volume_path=tmp_path)).comfyui == made
 
 
 def test_data_and_nodes_beside_it(tmp_path: Path) -> None:
@@ -77,11 +93,11 @@ def test_a_volume_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     let_go = threading.Event()
     monkeypatch.setattr(searching, "list_folder", lambda path: let_go.wait(30))
     start = time.monotonic()
-    assert search(tmp_path, 0.3) == Found(complete=False)
+    assert search(tmp_path, 0.3) == SearchResult(complete=False)
     assert time.monotonic() - start < 5
     let_go.set()
 
 
 def test_a_volume_that_is_not_there(tmp_path: Path) -> None:
-    assert search(tmp_path / "none") == Found()
+    assert search(tmp_path / "none") == SearchResult()
     assert not os.path.exists(tmp_path / "none")

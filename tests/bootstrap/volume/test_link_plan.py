@@ -10,7 +10,7 @@ import pytest
 
 from bootstrap.volume.link_plan import (
     Conflict,
-    Kind,
+    EntryKind,
     LinkPlan,
     MakeFolder,
     MakeLink,
@@ -35,12 +35,12 @@ class FakeTree:
                 self.nodes.setdefault(parent, None)
             self.nodes[Pure(path)] = content
 
-    def entries(self, folder: Pure) -> Mapping[str, Kind]:
+    def entries(self, folder: Pure) -> Mapping[str, EntryKind]:
         real = self.real(folder)
         found = [p for p in self.nodes if real is not None and p.parent == real and p != real]
         return {p.name: self._kind(p) for p in found}
 
-    def kind(self, path: Pure) -> Kind | None:
+    def kind(self, path: Pure) -> EntryKind | None:
         parent = self.real(path.parent)
         return (
             None
@@ -48,7 +48,7 @@ class FakeTree:
             else self._kind(parent / path.name)
         )
 
-    def leads_to(self, path: Pure) -> Kind | None:
+    def leads_to(self, path: Pure) -> EntryKind | None:
         real = self.real(path)
         return None if real is None else self._kind(real)
 
@@ -60,7 +60,7 @@ class FakeTree:
         if a is None or b is None:
             return False
         return a == b or (
-            self._kind(a) is self._kind(b) is Kind.FILE and self.nodes[a] == self.nodes[b]
+            self._kind(a) is self._kind(b) is EntryKind.FILE and self.nodes[a] == self.nodes[b]
         )
 
     def real(self, path: Pure, hops: int = 20) -> Pure | None:
@@ -70,7 +70,7 @@ class FakeTree:
             here /= part
             if here not in self.nodes or hops == 0:
                 return None
-            if self._kind(here) is Kind.LINK:
+            if self._kind(here) is EntryKind.LINK:
                 text = normpath(str(here.parent / self.link_text(here)))
                 following = self.real(Pure(text), hops - 1)
                 if following is None:
@@ -78,11 +78,11 @@ class FakeTree:
                 here = following
         return here
 
-    def _kind(self, path: Pure) -> Kind:
+    def _kind(self, path: Pure) -> EntryKind:
         content = self.nodes[path]
         if content is None:
-            return Kind.FOLDER
-        return Kind.LINK if content.startswith("→ ") else Kind.FILE
+            return EntryKind.FOLDER
+        return EntryKind.LINK if content.startswith("→ ") else EntryKind.FILE
 
 
 def plan(

@@ -404,7 +404,8 @@ def named_by_a_conflict(findings: list[Finding], source: Path, place: Path) -> b
     for finding in findings:
         if finding.code == "links.conflict":
             named = (Path(finding.details["source"]), Path(finding.details["place"]))
-            if source.is_relative_to(named[0]) and place.is_relative_to(named[1]):
+            places = (place, place.resolve())  # through a link in ComfyUI's own folder
+            if source.is_relative_to(named[0]) and any(p.is_relative_to(named[1]) for p in places):
                 return True
     return False
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from bootstrap.comfyui.launch import flags_of
 from bootstrap.config import Settings
 from bootstrap.doctor import check_layout
-from bootstrap.volume.locate import Layout, folders_known_to, locate
+from bootstrap.volume.args_file import local_folders, paths_file
+from bootstrap.volume.locate import Layout, flags_known_to, folders_known_to, locate
 
 
 def make(*files: Path) -> None:
@@ -132,3 +135,14 @@ def test_an_unreadable_folder_paths_gives_nothing(tmp_path: Path) -> None:
     assert folders_known_to(tmp_path) == frozenset()
     (tmp_path / "folder_paths.py").write_bytes(b'\xff\xfe os.path.join(models_dir, "clip")')
     assert folders_known_to(tmp_path) == {"clip"}
+
+
+@pytest.mark.timeout(10)
+def test_a_pipe_in_place_of_code_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "extra_paths.yaml").touch()
+    for name in ("main.py", "folder_paths.py", "comfy/cli_args.py"):
+        os.mkfifo(tmp_path / name)
+    assert folders_known_to(tmp_path) == flags_known_to(tmp_path) == flags_of(tmp_path, ())
+    assert paths_file(tmp_path) == tmp_path / "extra_model_paths.yaml"
+    assert local_folders(tmp_path) == {}

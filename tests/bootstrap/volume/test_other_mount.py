@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bootstrap.volume.find_comfyui import (
-    Name,
+    MountState,
     OtherMount,
     link_other_mounts,
     other_mounts,
@@ -27,7 +27,7 @@ def test_a_free_name_becomes_a_link_and_goes_again(root: Path) -> None:
     made, findings = link_other_mounts(root, names)
     assert made == [names[1]] and [f.code for f in findings] == ["volume.mount_linked"]
     assert (names[1] / "storage").is_dir()
-    assert other_mounts(root, names) == (OtherMount(names[1], Name.VOLUME),)
+    assert other_mounts(root, names) == (OtherMount(names[1], MountState.VOLUME),)
     assert link_other_mounts(root, names) == ([], [])
     unlink_other_mounts(made, root)
     assert not os.path.lexists(names[1])
@@ -52,7 +52,7 @@ def test_nothing_real_is_replaced(root: Path, what: str) -> None:
         name.symlink_to("elsewhere")
     before = os.lstat(name).st_ino
     assert link_other_mounts(root, (name,)) == ([], [])
-    assert other_mounts(root, (name,))[0].state is Name.TAKEN
+    assert other_mounts(root, (name,))[0].state is MountState.TAKEN
     unlink_other_mounts([name], root)
     assert os.lstat(name).st_ino == before
 

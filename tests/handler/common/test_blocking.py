@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from handler.common.blocking import Background, Pool, TimeUp, gather_all
-from handler.common.calls import Calls
-from tests.support.waiting import wait_until
+from handler.common.blocking import Background, Calls, Pool, TimeUp, gather_all
+from tests.support.waiting import Hang, until, wait_until
 
 
 def after_a_moment(result: int) -> int:
@@ -27,6 +26,18 @@ def over() -> Iterator[threading.Event]:
     event = threading.Event()
     yield event
     event.set()
+
+
+def give_up(
+    pool: Pool, over: threading.Event, on_abandon: Callable[[], None] | None = None
+) -> None:
+    """A call that hangs."""
+
+    async def scene() -> None:
+        with pytest.raises(TimeUp):
+            await pool.run(Hang(over), 50, on_abandon)
+
+    asyncio.run(scene())
 
 
 def test_what_a_call_returns_and_raises_comes_through() -> None:
@@ -74,9 +85,9 @@ def test_many_callers_of_many_leaves_all_come_through_a_pool_of_two() -> None:
 def test_a_call_that_hangs_is_given_up_replaced_and_counted(over: threading.Event) -> None:
     pool, woken = Pool("p", 1, 2), threading.Event()
     for _ in range(2):
-        with pytest.raises(TimeUp):
-            asyncio.run(pool.run(over.wait, 0.05, woken.set))
+        give_up(pool, over, woken.set)
         assert woken.is_set()
+        woken.clear()
         assert asyncio.run(pool.run(lambda: "still works", 5)) == "still works"
     assert pool.hanging == 2 and pool.exhausted
     over.set()
@@ -93,6 +104,44 @@ def test_a_pool_without_spare_threads_keeps_its_regular_ones_and_grows_no_furthe
             asyncio.run(pool.run(over.wait, 0.02))
     assert len([t for t in threading.enumerate() if t.name == "no more"]) <= 4
     assert pool.hanging <= 4
+
+
+def test_a_thread_that_the_system_refuses_is_not_counted_and_its_call_never_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool, ran = Pool("p", 1, 0), threading.Event()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            asyncio.run(pool.run(ran.set, 5))
+    assert asyncio.run(pool.run(lambda: "works", 5)) == "works"
+    assert not ran.is_set()
+
+
+def test_where_the_system_refuses_a_further_thread_a_call_waits_for_those_there_are(
+    over: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, begun = Pool("p", 2, 0), threading.Event()
+
+    def busy() -> None:
+        begun.set()
+        over.wait(30)
+
+    async def scene() -> str:
+        first = asyncio.ensure_future(pool.run(busy, 30))
+        await until(begun.is_set)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        second = asyncio.ensure_future(pool.run(lambda: "works", 30))
+        await asyncio.sleep(0)
+        over.set()
+        await first
+        return await second
+
+    assert asyncio.run(scene()) == "works"
+
+
+def refuse(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 def test_a_call_that_was_not_begun_is_never_run(over: threading.Event) -> None:
@@ -112,11 +161,15 @@ def test_a_call_that_was_not_begun_is_never_run(over: threading.Event) -> None:
 
 
 def test_a_cancelled_caller_goes_at_once(over: threading.Event) -> None:
-    pool, woken = Pool("p", 1, 1), threading.Event()
+    pool, woken, begun = Pool("p", 1, 1), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        over.wait(30)
 
     async def scene() -> None:
-        calling = asyncio.ensure_future(pool.run(over.wait, 30, woken.set))
-        await asyncio.sleep(0.05)
+        calling = asyncio.ensure_future(pool.run(hang, 30, woken.set))
+        await until(begun.is_set)
         calling.cancel()
         with pytest.raises(asyncio.CancelledError):
             await calling
@@ -165,10 +218,7 @@ def test_what_replies_do_not_wait_for_is_waited_for_at_the_end() -> None:
 def test_a_worker_whose_threads_hang_says_so(over: threading.Event) -> None:
     calls = Calls.on(Path("/"))
     assert (fault := calls.fault()) is None
-    for _ in range(200):  # on a busy machine a thread may start after its time was up
-        with pytest.raises(TimeUp):
-            asyncio.run(calls.network.run(over.wait, 0.01))
-        if (fault := calls.fault()) is not None:
-            break
-    assert fault is not None and fault.code == "worker.threads_exhausted"
+    while (fault := calls.fault()) is None:
+        give_up(calls.network, over)
+    assert fault.code == "worker.threads_exhausted"
     assert "network" in fault.message and fault.fix

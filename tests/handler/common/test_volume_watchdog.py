@@ -12,11 +12,10 @@ from typing import TypeVar
 
 import pytest
 
-from bootstrap.volume import Layout
-from handler.common import calls
-from handler.common.blocking import Pool, TimeUp
-from handler.common.calls import NoResponse, VolumeWatchdog
-from handler.common.errors import JobError, VolumeSilentError
+from handler.common import blocking
+from handler.common.blocking import NoResponse, Pool, TimeUp, VolumeWatchdog
+from handler.common.errors import JobError
+from tests.support.waiting import Clock, Hang, wait_until
 
 T = TypeVar("T")
 
@@ -39,8 +38,8 @@ def silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         return False
 
     monkeypatch.setattr(os.path, "lexists", lexists)
-    monkeypatch.setattr(calls, "_LOOK_EVERY", 0.1)
-    monkeypatch.setattr(calls, "_RESPONSE_SECONDS", 0.2)
+    monkeypatch.setattr(blocking, "_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(blocking, "RESPONSE_SECONDS", 0.2)
     yield over
     over.set()
 
@@ -62,24 +61,31 @@ def late() -> None:
 def test_slow_work_on_a_volume_that_answers_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "_LOOK_EVERY", 0.05)
+    monkeypatch.setattr(blocking, "_LOOK_EVERY", 0.05)
     started = time.monotonic()
     call(watchdog(tmp_path), lambda: time.sleep(0.5))
     assert time.monotonic() - started >= 0.5
 
 
-def test_work_that_takes_longer_than_its_limit_is_given_up(tmp_path: Path) -> None:
-    over, volume = threading.Event(), watchdog(tmp_path)
-    with pytest.raises(TimeUp):
-        call(volume, over.wait, 0.2)
+def test_work_that_takes_longer_than_its_limit_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, volume, clock = threading.Event(), watchdog(tmp_path), Clock()
+    monkeypatch.setattr(blocking, "time", clock)
+
+    async def scene() -> None:
+        with pytest.raises(TimeUp):
+            await volume.call(Hang(over, clock), 50)
+
+    asyncio.run(scene())
     assert volume.pool.hanging == 1
     over.set()
 
 
 def test_a_silent_volume_is_given_up_and_asked_by_one_thread_only(
-    tmp_path: Path, silence: threading.Event
+    tmp_path: Path, silence: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    volume, before = watchdog(tmp_path), threading.active_count()
+    volume, before = watchdog(tmp_path), set(threading.enumerate())
     with pytest.raises(NoResponse, match="does not respond"):
         call(volume, silence.wait)
     begun = threading.Event()
@@ -87,10 +93,10 @@ def test_a_silent_volume_is_given_up_and_asked_by_one_thread_only(
         with pytest.raises(NoResponse):
             call(volume, begun.set)
     assert not begun.is_set(), "not even tried while it is known"
-    assert threading.active_count() == before + 2, "the first work, and the one look"
+    assert len(set(threading.enumerate()) - before) == 2, "the first work, and the one look"
     silence.set()
-    while volume.pool.hanging:
-        time.sleep(0.01)
+    wait_until(lambda: not volume.pool.hanging)
+    monkeypatch.setattr(blocking, "RESPONSE_SECONDS", 30.0)
     assert call(volume, lambda: "back") == "back"
 
 
@@ -99,13 +105,3 @@ def test_a_job_is_reported_what_to_do(tmp_path: Path, silence: threading.Event) 
         asyncio.run(watchdog(tmp_path).call_or_fail(silence.wait, 30))
     assert caught.value.code == "volume.silent" and "Send the job again" in caught.value.fix
     assert str(tmp_path) in caught.value.message
-
-
-def test_a_volume_that_is_gone_explains_an_error_once(tmp_path: Path) -> None:
-    layout = Layout(tmp_path / "gone", True, None)
-    cause = JobError("input.missing", "a.png is missing.", field="x")
-    fault = calls.volume_fault(layout, cause)
-    assert fault is not None and fault.code == "volume.gone" and "a.png is missing." in str(fault)
-    assert fault.details == {"cause": "input.missing", "field": "x"}
-    assert calls.volume_fault(layout, VolumeSilentError("It does not answer.")) is None
-    assert calls.volume_fault(Layout(tmp_path, True, None), cause) is None

@@ -8,7 +8,7 @@ import pytest
 
 from bootstrap.comfyui import prompt_hooks
 from handler.common.errors import CODES, ComfyBroken, JobError
-from handler.execution import history, node_progress, validation
+from handler.execution import history, node_progress, refusal
 
 ID = "11111111-2222-3333-4444-555555555555"
 OUTPUTS = {"9": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}}
@@ -22,8 +22,12 @@ def entry(status: str, *messages: list[Any]) -> dict[str, Any]:
 def failure(given: dict[str, Any]) -> JobError:
     ended = history.read_entry(given)
     assert ended is not None and ended.failure is not None
-    assert ended.failure.code in CODES
+    assert ended.failure.code in CODES and ended.failure.fix
     return ended.failure
+
+
+def test_an_error_without_a_message_still_says_where_to_look() -> None:
+    assert "--diagnostics" in failure(entry("error")).fix
 
 
 def raised(kind: str, message: str = "it broke\n") -> dict[str, Any]:
@@ -220,9 +224,9 @@ def test_only_a_node_that_simply_failed_gets_a_hint() -> None:
     assert error.code == "job.out_of_memory"
     assert history.with_withheld(error, SECRETS, []) is error
     hint = JobError("workflow.missing_model", "There is none.", node_id=error.details["node_id"])
-    assert validation.hint_for([hint], error) is error
+    assert refusal.hint_for([hint], error) is error
     plain = failure(raised("ValueError", "none"))
-    assert validation.hint_for([hint], plain).code == "workflow.missing_model"
+    assert refusal.hint_for([hint], plain).code == "workflow.missing_model"
 
 
 def test_an_error_without_a_message_is_still_one() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bootstrap.nodes.node_map import Origin
 from handler.common.errors import JobError, combined
-from handler.execution.validation import UnknownNode, unknown_nodes, with_origins
+from handler.execution.refusal import UnknownNode, unknown_nodes, with_origins
 from handler.request.workflow import Workflow
 
 WORKFLOW: Workflow = {
@@ -15,9 +15,7 @@ WORKFLOW: Workflow = {
 
 
 def missing(workflow: Workflow = WORKFLOW) -> UnknownNode:
-    found = unknown_nodes(workflow, ["Known"])
-    assert found is not None
-    return found
+    return unknown_nodes(workflow, ["Known"], "A")
 
 
 def test_what_is_known_of_each_is_said_with_what_to_type() -> None:

@@ -14,13 +14,15 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from bootstrap.comfyui import ComfyUI, prompt_hooks
-from handler.common.calls import Calls
+from handler.common.blocking import Calls
 from handler.common.errors import Deadline, JobError
 from handler.execution.comfy_client import KnownClasses, connect, remove_prompts
 from handler.execution.prompt_run import run_prompt
-from handler.execution.queue import Prompt, PromptQueue
+from handler.execution.queue import Prompt, PromptQueue, PromptResult
 from tests.end_to_end.test_worker import plain
 from tests.support import fake_comfyui
+
+OUR_HISTORY = "/history/own-id-of-comfyui"
 
 
 class OldComfyUI:
@@ -32,9 +34,16 @@ class OldComfyUI:
         self.interrupts = 0
         self.queues: dict[str, list[str]] = {}  # what each prompt's nodes have queued
         self.ended: list[str] = []
+        self.oddities: dict[str, Any] = {}  # other answers, by path
 
     def app(self) -> web.Application:
-        app = web.Application()
+        @web.middleware
+        async def oddly(request: web.Request, handler: Any) -> Any:
+            if request.path in self.oddities:
+                return web.Response(text=self.oddities[request.path])
+            return await handler(request)
+
+        app = web.Application(middlewares=[oddly])
         app.router.add_post("/prompt", self._prompt)
         app.router.add_get("/queue", self._queue)
         app.router.add_post("/queue", self._delete)
@@ -74,6 +83,40 @@ class OldComfyUI:
         return web.json_response({name: {"outputs": {}, "status": {"messages": [queued]}}})
 
 
+def test_a_message_that_cannot_be_read_ends_the_progress_only_and_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = OldComfyUI([])
+
+    async def socket(request: web.Request) -> web.WebSocketResponse:
+        answer = web.WebSocketResponse()
+        await answer.prepare(request)
+        await answer.send_str("[]")
+        old.ended.append("own-id-of-comfyui")
+        return answer
+
+    async def job() -> PromptResult:
+        app = old.app()
+        app.router.add_get("/ws", socket)
+        async with (
+            TestServer(app, host="127.0.0.1") as server,
+            PromptQueue().enter(Deadline(30)) as entry,
+        ):
+            comfyui = started(tmp_path)
+            comfyui.port, own = int(server.port or 0), comfyui.port
+            try:
+                return await run_prompt(
+                    *(comfyui, Prompt(plain()), entry, tmp_path, KnownClasses()),
+                    Calls.on(tmp_path),
+                )
+            finally:
+                comfyui.port = own
+                comfyui.stop()
+
+    assert asyncio.run(job()).history.failure is None
+    assert "progress was no longer reported" in caplog.text and "AttributeError" in caplog.text
+
+
 @pytest.mark.parametrize("other_runs", [True, False])
 def test_only_the_jobs_own_prompt_is_stopped(tmp_path: Path, other_runs: bool) -> None:
     old = OldComfyUI(["another-jobs"] if other_runs else [])
@@ -104,6 +147,45 @@ def test_only_the_jobs_own_prompt_is_stopped(tmp_path: Path, other_runs: bool) -
         "reported though the socket is not there"
     )
     assert ("running" in {step.stage for step in steps}) is not other_runs
+
+
+def ran_oddly(folder: Path, old: OldComfyUI) -> None:
+    async def job() -> None:
+        async with TestServer(old.app(), host="127.0.0.1") as server:
+            comfyui = started(folder)
+            comfyui.port, own = int(server.port or 0), comfyui.port
+            try:
+                async with PromptQueue().enter(Deadline(10)) as entry:
+                    await run_prompt(
+                        *(comfyui, Prompt(plain()), entry, folder, KnownClasses()),
+                        Calls.on(folder),
+                    )
+            finally:
+                comfyui.port = own
+                comfyui.stop()
+
+    asyncio.run(job())
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [("/prompt", "workflow.invalid"), (OUR_HISTORY, "comfyui.history_unreadable")],
+)
+def test_a_page_instead_of_an_answer_is_quoted(tmp_path: Path, path: str, code: str) -> None:
+    """As a custom node gives that puts a login before all of ComfyUI."""
+    old = OldComfyUI([])
+    old.oddities[path] = "<html>Please log in</html>"
+    with pytest.raises(JobError) as caught:
+        ran_oddly(tmp_path, old)
+    assert caught.value.code == code and "Please log in" in caught.value.message
+
+
+def test_an_answer_of_another_shape_leaves_no_prompt_running(tmp_path: Path) -> None:
+    old = OldComfyUI([])
+    old.oddities[OUR_HISTORY] = '{"own-id-of-comfyui": {"status": 7}}'
+    with pytest.raises(AttributeError):
+        ran_oddly(tmp_path, old)
+    assert (old.interrupts, old.running) == (1, [])
 
 
 @pytest.mark.parametrize(("endless", "gone"), [(False, True), (True, False)])

@@ -11,6 +11,7 @@ import pytest
 
 from handler.common.errors import Deadline
 from handler.execution.queue import EntryState, PromptQueue
+from tests.support.waiting import run_at_once
 
 
 def together(*jobs: Callable[[PromptQueue], Coroutine[Any, Any, None]]) -> None:
@@ -20,7 +21,7 @@ def together(*jobs: Callable[[PromptQueue], Coroutine[Any, Any, None]]) -> None:
         queue = PromptQueue()
         await asyncio.wait_for(asyncio.gather(*(job(queue) for job in jobs)), 10)
 
-    asyncio.run(all_of_them())
+    run_at_once(all_of_them())
 
 
 def test_each_comes_when_those_before_it_have_gone() -> None:

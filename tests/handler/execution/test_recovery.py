@@ -19,6 +19,7 @@ from handler.execution.recovery import ComfyRecovery, MemoryRelief
 from tests.bootstrap.comfyui.test_process import behave
 from tests.support import fake_comfyui
 from tests.support.waiting import wait_until
+from tests.support.worker_process import free_port
 
 BROKEN = "exit 1 ModuleNotFoundError: No module named 'torchsde'"
 
@@ -37,7 +38,7 @@ class Bench:
             self.comfyui, relief, Pool("control", 4, 4), clock=lambda: self.now
         )
 
-    def ready(self, seconds: float = 20) -> JobError | None:
+    def ready(self, seconds: float = 60) -> JobError | None:
         """The error a job gets; None when ComfyUI is ready for it."""
         try:
             asyncio.run(self.recovery.ensure_ready(Deadline(seconds)))
@@ -103,15 +104,15 @@ def test_a_folder_that_is_gone_is_reported(bench: Bench, tmp_path: Path) -> None
 
 
 def test_a_port_that_is_taken_while_comfyui_starts_costs_no_job(bench: Bench) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as stranger:
-        port = stranger.getsockname()[1]
+    port = free_port()
     bench.comfyui.launch = replace(bench.comfyui.launch, port=port)
-    behave(bench.comfyui, "late")
+    behave(bench.comfyui, "waiting")
 
     def take() -> None:
         wait_until(lambda: bench.comfyui.starts == 1)
         with socket.socket() as other:
             other.bind(("127.0.0.1", port))
+            fake_comfyui.let_go(bench.comfyui)
             wait_until(lambda: bench.comfyui.starts == 2 and bench.comfyui.was_ready)
 
     taking = threading.Thread(target=take)

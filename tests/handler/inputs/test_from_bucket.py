@@ -12,7 +12,7 @@ import pytest
 from bootstrap.config import Settings
 from bootstrap.config.bucket import Bucket, bucket_of
 from bootstrap.core.redact import Secret
-from handler.common.calls import Calls
+from handler.common.blocking import Calls
 from handler.common.errors import Deadline, JobError
 from handler.inputs.fetch import Fetcher, RemoteFile, signed_url
 from tests.support.s3_server import BUCKET, KEY_ID, SECRET, S3Server, s3_server

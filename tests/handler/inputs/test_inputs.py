@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from bootstrap.config import Settings
 from bootstrap.volume import Layout
-from handler.common.calls import Calls
+from handler.common.blocking import Calls
 from handler.common.errors import Deadline, JobError
 from handler.inputs.fetch import Fetcher
-from handler.inputs.inputs import JobInputs
+from handler.inputs.job_inputs import JobInputs
 from handler.inputs.volume_cache import VolumeInputs
-from handler.request.fields import InputFile, checked_name, read_files
+from handler.request.input_files import InputFile, checked_name, read_files
 
 PIXEL = b"\x89PNG\r\n\x1a\n pixel"
 TEXT = base64.b64encode(PIXEL).decode()
@@ -172,7 +172,7 @@ _IN_A_NARROW_LOCALE = """
 import asyncio, pathlib, sys
 from handler.common.errors import Deadline
 from handler.common.errors import JobError
-from handler.request.fields import InputFile
+from handler.request.input_files import InputFile
 from tests.handler.inputs.test_inputs import TEXT, job_inputs, load
 
 folder = pathlib.Path(sys.argv[1])
@@ -203,3 +203,15 @@ def test_removing_files_twice_is_fine(folder: Path) -> None:
     placed.remove()
     placed.remove()
     assert os.listdir(folder) == []
+
+
+def test_a_folder_in_the_place_of_an_input_keeps_no_other_one(tmp_path: Path) -> None:
+    """A node may replace what it was given; the job is done all the same."""
+    inputs = job_inputs(tmp_path)
+    files = [InputFile(name, data=TEXT) for name in ("a.png", "b.png")]
+    materialize(inputs, files, load("a.png"))
+    replaced = tmp_path / f"a-{MARK}.png"
+    replaced.unlink()
+    replaced.mkdir()
+    inputs.remove()
+    assert list(tmp_path.iterdir()) == [replaced]

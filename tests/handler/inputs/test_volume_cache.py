@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bootstrap.volume import Layout
-from handler.common.calls import Calls, VolumeWatchdog
+from handler.common.blocking import Calls, VolumeWatchdog
 from handler.common.errors import Deadline, JobError
 from handler.inputs import volume_cache
 from handler.inputs.volume_cache import VolumeInputs
@@ -123,6 +123,21 @@ def test_a_folder_is_copied_with_all_that_is_in_it(
     assert names(folder) == ["1.png", "link.png", "mask.png"]
     assert (folder / "sub/deep/1.png").read_bytes() == PIXEL
     assert next(iter(nodes["1"]["inputs"].values())) == "sub"
+
+
+def test_a_file_that_goes_while_its_folder_is_listed_costs_no_other_one_nor_does_a_link_to_itself(
+    folder: Path,
+) -> None:
+    (folder / "first").symlink_to("first")
+    for number in range(20):
+        (folder / str(number)).touch()
+    (folder / "last").symlink_to("last")
+    listing = volume_cache._files_below(folder, folder)
+    first, _ = next(listing)
+    gone = {str(number) for number in range(0, 20, 2)} - {first}
+    for name in gone:
+        (folder / name).unlink()
+    assert {first, *(name for name, _ in listing)} == {str(n) for n in range(20)} - gone
 
 
 def test_what_is_gone_from_a_folder_goes_from_its_copy(volume: Path, folder: Path) -> None:
@@ -320,6 +335,32 @@ def test_a_job_that_ends_does_not_wait_for_another_ones_copy(
     assert copying.is_alive()
     go_on.set()
     copying.join()
+
+
+def test_a_copy_for_a_job_that_ended_while_the_volume_was_silent_is_not_kept_for_it(
+    volume: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call goes on when the volume responds again, and its job never releases another copy."""
+    monkeypatch.setattr(volume_cache, "_UNUSED_BYTES", 0)
+    copies = VolumeInputs(layout_of(volume), folder, volume_calls())
+    begun, go_on = threading.Event(), threading.Event()
+    copy = volume_cache._copy
+
+    def slow(source: Path, target: Path) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        copy(source, target)
+
+    monkeypatch.setattr(volume_cache, "_copy", slow)
+    two = load("photo.png") | {"2": load("sub/mask.png")["1"]}
+    copying = threading.Thread(target=bring, args=(copies, two, "1"))
+    copying.start()
+    assert begun.wait(10)
+    copies.release("1")
+    go_on.set()
+    copying.join()
+    copies.release("another")
+    assert names(folder) == []
 
 
 def test_who_reads_a_copy_is_not_disturbed_by_a_newer_one(volume: Path, folder: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from bootstrap.config import Settings
 from bootstrap.volume import Layout
-from handler.common.calls import Calls
+from handler.common.blocking import Calls
 from handler.common.errors import Deadline, JobError
 from handler.models.named_models import misses_a_model
 from handler.models.on_demand import ModelSupply

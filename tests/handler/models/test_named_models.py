@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import time
@@ -14,25 +15,26 @@ import pytest
 
 from bootstrap.config import Settings
 from bootstrap.core.redact import Secret
-from bootstrap.models import background, by_address
+from bootstrap.models import provisioner
 from bootstrap.models.by_address import FetchedModels, name_for
-from bootstrap.models.installed import Receipt, receipt_path, write_receipt
+from bootstrap.models.presence import Receipt, receipt_path, write_receipt
 from bootstrap.models.sources import Sources, parse_link
 from bootstrap.models.sources.civitai import Civitai
 from bootstrap.models.sources.https import Https
 from bootstrap.models.sources.huggingface import HuggingFace
 from bootstrap.volume import Layout
-from handler.common.calls import Calls
+from handler.common.blocking import Calls
 from handler.common.errors import Deadline, JobError
 from handler.models import on_demand
 from handler.models.on_demand import ModelSupply, Supplied
-from handler.request.parse import WorkflowRequest, parse_request
+from handler.request.parse import DownloadRequest, WorkflowRequest, parse_request
 from handler.request.references import model_addresses
 from handler.sdk.progress import Progress
 from tests.support.fake_civitai import FakeCivitai
 from tests.support.fake_hub import FakeHub
 from tests.support.provisioning import MARKER, sha256, tensors, visible
 from tests.support.vicious_server import ViciousServer
+from tests.support.waiting import until
 
 MODEL = tensors(20_000)
 MODEL_2 = tensors(20_000, seed=1)
@@ -62,6 +64,20 @@ class Site:
 
         return asyncio.run(brought())
 
+    def download(self, **more: Any) -> dict[str, Any]:
+        """The reply to a request for one model."""
+        url = self.web.serve("/a.safetensors", MODEL)
+        models = [{"name": "a.safetensors", "url": url, "directory": "loras"}]
+        given = {"type": "download", "models": models, **more}
+        supply = self.supply()
+        request = parse_request(given, supply._settings)
+        assert isinstance(request, DownloadRequest)
+
+        async def downloaded() -> dict[str, Any]:
+            return await supply.download(request, Progress({}))
+
+        return asyncio.run(downloaded())
+
     def refused(self, address: str, code: str, **more: Any) -> JobError:
         with pytest.raises(JobError) as caught:
             self.bring(lora(address), **more)
@@ -76,11 +92,12 @@ class Site:
         """All models; a lease may be there a moment longer than its download."""
         return [place for place in visible(self.models) if "/." not in place]
 
-    def age(self, name: str, seconds: float) -> None:
-        """Let a fetched LoRA have been used so long ago."""
+    def age(self, name: str, seconds: float) -> Path:
+        """Let a fetched LoRA have been used so long ago; its receipt."""
         (place,) = self.models.glob(f".receipts/loras/fetched/{name}*.json")
         then = time.time() - seconds
         os.utime(place, (then, then))
+        return place
 
 
 @pytest.fixture
@@ -90,7 +107,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         sources = Sources(
             (HuggingFace(token, hub.url), Civitai(token, civitai.url), Https(None, None))
         )
-        monkeypatch.setattr(background, "make_sources", lambda _: sources)
+        monkeypatch.setattr(provisioner, "make_sources", lambda _: sources)
         yield Site(tmp_path / "volume", hub, civitai, web)
 
 
@@ -286,11 +303,10 @@ def test_one_that_is_gone_fails_the_job_with_why(site: Site) -> None:
 
 
 def test_the_jobs_time_holds(site: Site) -> None:
-    url = site.web.serve("/never.safetensors", tensors(3_000_000), bytes_per_second=100_000)
-    begun = time.monotonic()
+    url = site.web.serve("/never.safetensors", tensors(3_000_000), stall_after=100_000)
     with pytest.raises(JobError) as caught:
         site.bring(lora(url), wait=1.5)
-    assert caught.value.code == "job.timeout" and time.monotonic() - begun < 15
+    assert caught.value.code == "job.timeout", "not that the server stalls"
 
 
 def test_over_the_limit_the_one_used_least_recently_goes_and_no_file_of_the_users(
@@ -339,20 +355,20 @@ def test_it_stays_as_long_as_the_job_is_here_and_no_longer(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job's clock stands still while it waits its turn; that of its models must not."""
-    monkeypatch.setattr(by_address, "IN_USE_SECONDS", 0.4)
     monkeypatch.setattr(on_demand, "_RENEW_EVERY", 0.1)
     nodes = lora(site.web.serve("/one.safetensors", MODEL))
     supply = site.supply()
 
-    async def waits() -> list[PurePosixPath]:
+    async def waits() -> None:
         async with supply.in_use(nodes):
             await supply.ensure_models(nodes, Deadline(30), Progress({}))
-            await asyncio.sleep(1)
-            return FetchedModels(site.models).make_room(0, 1)
+            receipt = site.age("one", 3600)
+            await until(lambda: receipt.stat().st_mtime > time.time())
 
-    assert asyncio.run(waits()) == []
-    time.sleep(0.6)
-    assert len(FetchedModels(site.models).make_room(0, 1)) == 1
+    asyncio.run(asyncio.wait_for(waits(), 30))
+    assert FetchedModels(site.models).make_room(0, 1) == []
+    receipt = site.age("one", 3600)
+    assert len(FetchedModels(site.models).make_room(0, 1)) == 1 and not receipt.exists()
 
 
 def test_what_is_in_use_stays_and_one_too_large_is_refused(site: Site) -> None:
@@ -405,3 +421,23 @@ def test_only_loaders_of_models_are_looked_at() -> None:
         ("5", "clip_name1", "text_encoders"),
         ("5", "clip_name2", "text_encoders"),
     ]
+
+
+def test_a_request_whose_time_is_up_before_it_begins_says_so(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_demand, "provision_context", lambda *_: time.sleep(1))
+    with pytest.raises(JobError) as caught:
+        site.download(max_wait=0.1)
+    assert caught.value.code == "job.timeout" and "no model was fetched yet" in str(caught.value)
+
+
+def test_a_request_whose_models_are_there_succeeds_though_they_cannot_be_linked(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr(on_demand, "show_to_comfyui", fails)
+    assert site.download()["models"][0]["state"] == "fetched"
+    assert (site.models / "loras/a.safetensors").read_bytes() == MODEL

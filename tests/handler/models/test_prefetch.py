@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bootstrap.models.prefetch import ReadAhead, Recent
+from bootstrap.models.prefetch import ReadAhead, UsageRecord
 from handler.models.prefetch import JobPrefetch, ModelPrefetcher
 from tests.bootstrap.models.test_prefetch import PLENTY, forget
 
@@ -39,7 +39,7 @@ def begun(
     models: Path, workflow: dict[str, Any], keep: bool = False
 ) -> tuple[ModelPrefetcher, JobPrefetch]:
     """A job's weights, all read."""
-    recent = Recent(models.parent, "ep")
+    recent = UsageRecord(models.parent, "ep")
     weights = ModelPrefetcher(ReadAhead(lambda: PLENTY), recent, models, keep)
     job = weights.begin(workflow)
     assert job.wait(30)
@@ -82,12 +82,25 @@ def test_what_a_job_interrupted_is_read_on_when_it_ends(models: Path) -> None:
     go_on, ahead = threading.Event(), ReadAhead(lambda: PLENTY)
     ahead.start(Again())
     assert looked.acquire(timeout=10)
-    weights = ModelPrefetcher(ahead, Recent(models.parent, "ep"), models, keep_workflow=False)
+    weights = ModelPrefetcher(ahead, UsageRecord(models.parent, "ep"), models, keep_workflow=False)
     job = weights.begin(loading(VAELoader="v.safetensors"))
     assert job.wait(30)
     go_on.set()
     job.end()
     assert looked.acquire(timeout=10), "the boot's files are gone through again"
+
+
+def test_a_file_is_read_where_comfyui_finds_it_first(models: Path) -> None:
+    workflow = {"1": {"class_type": "UNETLoader", "inputs": {"unet_name": "u.safetensors"}}}
+    later, first = (models / folder / "u.safetensors" for folder in ("unet", "diffusion_models"))
+    for place in (later, first):
+        place.parent.mkdir()
+    later.write_bytes(b"weights")
+    weights, job = begun(models, workflow)
+    assert job.files == [later]
+    first.write_bytes(b"weights")
+    job = weights.begin(workflow)
+    assert job.wait(30) and job.files == [first]
 
 
 def test_a_missing_file_is_left_to_comfyui(models: Path) -> None:
@@ -96,7 +109,9 @@ def test_a_missing_file_is_left_to_comfyui(models: Path) -> None:
 
 
 def test_a_workflow_without_models_asks_for_nothing(models: Path) -> None:
-    weights = ModelPrefetcher(ReadAhead(lambda: PLENTY), Recent(models.parent, None), models, False)
+    weights = ModelPrefetcher(
+        ReadAhead(lambda: PLENTY), UsageRecord(models.parent, None), models, False
+    )
     job = weights.begin(loading())
     assert job.wait(0) and job.files == [] and job.timings() == {}
 
@@ -106,7 +121,7 @@ def test_a_good_job_is_remembered_its_workflow_only_on_demand(models: Path, keep
     workflow = loading(VAELoader="v.safetensors")
     weights, job = begun(models, workflow, keep)
     weights.record_use(job, workflow)
-    recent = Recent(models.parent, "ep")
+    recent = UsageRecord(models.parent, "ep")
     assert recent.models() == ["vae/v.safetensors"]
     assert recent.workflow() == (workflow if keep else None)
 

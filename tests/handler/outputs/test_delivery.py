@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import cProfile
+import errno
+import io
 import json
 import os
+import pstats
 import time
-from collections.abc import Coroutine, Iterable
+import zipfile
+from collections.abc import Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from bootstrap.comfyui import WorkDir
+from bootstrap.comfyui import WorkDir, make_workdir
 from bootstrap.config import Settings
 from bootstrap.config.bucket import bucket_of
 from bootstrap.volume import Layout
-from handler.common.calls import Calls
+from handler.common.blocking import Calls
 from handler.common.errors import Deadline, JobError
-from handler.outputs.delivery import Delivery, JobOutputs
-from handler.outputs.results import (
-    DeliveryOptions,
-    Produced,
-    ProducedFile,
-    ProducedText,
-    produced,
-)
-from handler.outputs.volume_store import tagged
-from handler.request.fields import OutputOptions
+from handler.outputs.delivery import Delivery, DeliveryOptions, JobOutputs
+from handler.outputs.local_files import Content, encoded
+from handler.outputs.produced import Produced, ProducedFile, ProducedText, produced, tagged
+from handler.request.options import OutputOptions
 from tests.support.s3_server import (
     BUCKET,
     KEY_ID,
@@ -39,6 +39,7 @@ from tests.support.s3_server import (
     bad_s3_server,
 )
 from tests.support.volumes import mounted
+from tests.support.waiting import wait_until
 
 MARK = "0123456789ab"
 T = TypeVar("T")
@@ -336,12 +337,63 @@ def test_one_name_in_two_jobs_is_two_files(jobs: Jobs, work: WorkDir, layout: La
     assert kept_files(layout) == ["a_00001_job1.png", "a_00001_job2-2.png", "a_00001_job2.png"]
 
 
-def test_two_files_of_a_job_that_would_have_one_name_have_two(jobs: Jobs, work: WorkDir) -> None:
-    for name in ("a.png", "a.webp"):
-        Image.new("RGB", (8, 8)).save(work.output / name)
-    both = jobs.deliver(image("a.png"), image("a.webp"), format="jpeg")["results"]
-    assert [entry["filename"] for entry in both] == [f"a_{MARK}.jpg", f"a_{MARK}-2.jpg"]
-    assert all(entry["mime_type"] == "image/jpeg" for entry in both)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_two_files_of_a_job_that_would_have_one_name_have_two(
+    jobs: Jobs, work: WorkDir, zipped: bool
+) -> None:
+    """Each with its own content: both are converted, at the same time."""
+    work.temp.mkdir()
+    items, sizes = [], [(8 + n, 8) for n in range(6)]
+    for n, size in enumerate(sizes):
+        folder, type = (work.temp, "temp") if n % 2 else (work.output, "output")
+        items.append(image(f"a.{['png', 'webp', 'bmp'][n // 2]}", type=type))
+        Image.new("RGB", size).save(folder / items[-1].filename)
+    results = jobs.deliver(*items, format="jpeg", zip=zipped)["results"]
+    contents = [base64.b64decode(entry.get("image") or entry["data"]) for entry in results]
+    if zipped:
+        archive = zipfile.ZipFile(io.BytesIO(contents[0]))
+        contents = [archive.read(name) for name in archive.namelist()]
+        results = results[0]["files"]
+    names = [f"a_{MARK}{number}.jpg" for number in ("", "-2", "-3", "-4", "-5", "-6")]
+    assert [entry["filename"] for entry in results] == names
+    assert [Image.open(io.BytesIO(content)).size for content in contents] == sizes
+    assert all(entry["mime_type"] == "image/jpeg" for entry in results)
+
+
+def test_a_jpeg_without_its_workflow_has_the_same_name_in_the_warning_and_in_the_reply(
+    jobs: Jobs, work: WorkDir
+) -> None:
+    info = PngInfo()
+    info.add_text("workflow", "x" * 70_000)
+    Image.new("RGB", (8, 8)).save(work.output / "a_00001_.png", pnginfo=info)
+    answer = jobs.deliver(image("a_00001_.png"), format="jpeg")
+    (entry,) = answer["results"]
+    assert answer["warnings"][0].startswith(f"{entry['filename']} lacks its workflow")
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".png", "ж" * 125 + ".png", "a." + "y" * 253])
+def test_a_name_as_long_as_a_disk_takes_is_kept_twice(
+    jobs: Jobs, work: WorkDir, layout: Layout, name: str
+) -> None:
+    for content in (b"one", b"two"):
+        put(work.output, name, content)
+        entry = jobs.entry(image(name), delivery="volume")
+        assert (layout.root / entry["path"]).read_bytes() == content
+        assert MARK in entry["filename"] and entry["filename"].startswith(name[0])
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_name_that_is_not_utf8_is_one_that_the_reply_can_state(
+    work: WorkDir, layout: Layout, server: S3Server, zipped: bool
+) -> None:
+    put(work.output / "b\udcfe", "a\udcff.png")
+    jobs = Jobs(work, layout, **server.env)
+    answer = jobs.deliver(image("a\udcff.png", "b\udcfe"), zip=zipped)
+    (entry,) = answer["results"]
+    assert "warnings" not in answer and entry["url"]
+    (kept,) = entry["files"] if zipped else [entry]
+    assert kept["path"] == f"ComfyUI/output/b?/a?_{MARK}.png"
+    assert (layout.root / kept["path"]).read_bytes() == PNG
 
 
 def test_without_a_volume_a_file_is_sent_with_a_warning(work: WorkDir, tmp_path: Path) -> None:
@@ -373,6 +425,44 @@ def test_a_volume_that_is_full_costs_no_result_and_has_nothing_half(
         assert len(answer["results"][0]["data"]) == 4_000_000
         assert "No space left" in answer["warnings"][0]
         assert kept_files(layout) == [] and not list(layout.output.glob(".*.part"))
+
+
+@pytest.fixture
+def tight(tmp_path: Path) -> Iterator[WorkDir]:
+    """A work folder on a disk of 1 MB."""
+    with mounted(tmp_path / "tight", "-o", "size=1m") as disk:
+        made = make_workdir(disk)
+        assert isinstance(made, WorkDir)
+        yield made
+        made.remove()
+
+
+def test_a_full_local_disk_costs_no_result(tight: WorkDir, layout: Layout) -> None:
+    """There is no room for the zip, nor for what pictures are converted into."""
+    noise = Image.effect_noise((850, 850), 90)
+    noise.save(tight.output / "a.png")
+    size = (tight.output / "a.png").stat().st_size
+    jobs = Jobs(tight, layout)
+    answer = jobs.deliver(image("a.png"), zip=True)
+    assert [entry["size"] for entry in answer["results"]] == [size]
+    assert "not in one zip" in answer["warnings"][0] and "No space left" in answer["warnings"][0]
+    items = (image("a.png"), ProducedText("3", "x" * 60_000))
+    answer = Jobs(tight, layout, **LIMIT).deliver(*items, zip=True, mark="text")
+    assert all(entry["path"] for entry in answer["results"]), "there is room for the text again"
+    put(tight.output, "filler", b"x" * (1_000_000 - size))
+    answer = jobs.deliver(image("a.png"), format="webp", quality=100, mark="other")
+    assert [entry["size"] for entry in answer["results"]] == [size]
+    assert "a.png" in answer["results"][0]["filename"].replace("_other", "")
+    assert "returned as it was saved" in answer["warnings"][0]
+
+
+def test_a_large_text_that_no_disk_takes_is_an_error_with_the_reason(
+    tight: WorkDir, layout: Layout
+) -> None:
+    with pytest.raises(JobError) as caught:
+        Jobs(tight, layout, **LIMIT).deliver(ProducedText("3", "ü" * 1_500_000))
+    assert caught.value.code == "reply.too_large" and "No space left" in caught.value.message
+    assert caught.value.details["size"] == 3_000_000
 
 
 def test_delivery_to_the_volume_names_the_path_alone(jobs: Jobs, work: WorkDir) -> None:
@@ -408,6 +498,17 @@ def test_files_that_were_not_reported_are_kept_once(
     assert kept_files(layout) == [f"a_00001_{MARK}.png", f"checkpoints/merged_{MARK}.safetensors"]
 
 
+def test_files_that_are_claimed_too_late_for_their_job_are_kept_with_the_next_one(
+    jobs: Jobs, work: WorkDir, layout: Layout
+) -> None:
+    """Where claiming takes longer than ten seconds, the job goes on without it."""
+    late = jobs.delivery.begin(DeliveryOptions(MARK, Deadline(60)))
+    jobs.run(jobs.delivery.keep_rest(late))
+    put(work.output, "a_00001_.png")
+    jobs.delivery.files.claim(late.claim, time.time())
+    assert jobs.kept_from_failed("next") == ["ComfyUI/output/a_00001_next.png"]
+
+
 def test_of_a_job_that_is_over_only_what_it_reported_stays_for_the_next_one(
     jobs: Jobs, work: WorkDir
 ) -> None:
@@ -429,6 +530,24 @@ def test_what_could_not_be_kept_is_tried_again(jobs: Jobs, work: WorkDir, layout
         "ComfyUI/output/model_next.bin"
     ]
     assert os.listdir(work.output) == []
+
+
+def test_what_is_kept_but_cannot_be_removed_fails_no_job(
+    jobs: Jobs, work: WorkDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.is_relative_to(os.path.realpath(work.output)):
+            raise OSError(errno.EBUSY, "busy")
+        remove(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    put(work.output, "a_00001_.png")
+    put(work.output, "model.bin")
+    answer = jobs.deliver(image())
+    assert answer["results"][0]["path"] and answer["also_kept"] and "warnings" not in answer
+    assert jobs.deliver(ProducedText("1", "the next job"))["status"] == "completed"
 
 
 def test_files_of_the_job_that_runs_meanwhile_are_left_alone(
@@ -481,6 +600,36 @@ def test_jobs_delivered_side_by_side_take_nothing_from_each_other(
         assert answer["also_kept"] == [f"ComfyUI/output/{kept}"]
     assert kept_files(layout) == ["a_00001_one.png", "a_one.bin", "b_00001_two.png", "b_two.bin"]
     assert os.listdir(work.output) == ["b_00001_.png"], "for ComfyUI's cache, the last job's only"
+
+
+def test_many_files_take_each_as_long_as_few(tmp_path: Path) -> None:
+    """In the event loop, which serves other jobs meanwhile: the calls that it makes are counted.
+    Each file is reported by its own node; half of them only while the job runs."""
+
+    def calls(count: int) -> int:
+        root = tmp_path / str(count)
+        (root / "ComfyUI").mkdir(parents=True)
+        work = make_workdir(root)
+        assert isinstance(work, WorkDir)
+        jobs = Jobs(work, Layout(root, True, root / "ComfyUI"), MAX_REPLY_MB="0.15")
+        items = [image(f"{count}-{n}.bin") for n in range(count)]
+        for item in items:
+            put(work.output, item.filename)
+
+        async def deliver() -> dict[str, Any]:
+            job = jobs.claimed(DeliveryOptions(MARK, Deadline(60)), items)
+            for item in items:
+                job.eager.on_output({"9": {"images": [{"filename": item.filename}]}})
+            return await jobs.delivery.deliver(items[::2], job)
+
+        profile = cProfile.Profile()
+        answer = profile.runcall(jobs.run, deliver())
+        assert len(answer["results"]) == len(answer["also_kept"]) == count / 2
+        work.remove()
+        stats: Any = pstats.Stats(profile)
+        return int(stats.total_calls)
+
+    assert calls(800) < 10 * calls(100)
 
 
 def test_what_is_not_a_file_is_not_kept(jobs: Jobs, work: WorkDir) -> None:
@@ -569,11 +718,50 @@ def test_a_large_file_is_kept_even_when_nothing_shall_be(work: WorkDir, layout: 
     assert (layout.root / entry["path"]).stat().st_size == 60_000
 
 
+@pytest.mark.parametrize("ahead", [True, False], ids=["while it is kept", "at the end"])
+def test_a_file_that_grows_while_it_is_delivered_makes_no_reply_too_large(
+    work: WorkDir, layout: Layout, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    """The platform would take none of it; what is in the reply has the size that it states."""
+
+    def grown(local: Path) -> Content:
+        wait_until(lambda: bool(kept_files(layout)) or not ahead)
+        with open(local, "ab") as file:
+            file.write(b"x" * (60_000 if local.name == "grows.bin" else 300))
+        return encoded(local)
+
+    monkeypatch.setattr("handler.outputs.delivery.encoded", grown)
+    names = ["a.bin", "grows.bin"] + ([] if ahead else ["large.bin"])
+    for name in names:
+        put(work.output, name, b"x" * (50_000 if name == "large.bin" else 100))
+    answer = Jobs(work, layout, **LIMIT).deliver(*map(image, names))
+    assert len(json.dumps(answer)) < 50_000
+    small, grows, *_ = answer["results"]
+    assert len(base64.b64decode(small["data"])) == small["size"] == 400
+    assert "data" not in grows and grows["size"] == 60_100
+    assert (layout.root / grows["path"]).stat().st_size == 60_100
+    assert (layout.root / small["path"]).stat().st_size == 400
+    assert len(kept_files(layout)) == len(names)
+    assert "(60100 bytes) is on the volume" in "".join(answer["warnings"])
+
+
 def test_a_large_text_becomes_a_file(work: WorkDir, layout: Layout) -> None:
     answer = Jobs(work, layout, **LIMIT).deliver(ProducedText("3", "ü" * 60_000))
     (entry,) = answer["results"]
     assert "text" not in entry and entry["mime_type"] == "text/plain"
     assert (layout.root / entry["path"]).read_text("utf-8") == "ü" * 60_000
+
+
+def test_large_texts_of_one_node_are_different_files_in_the_bucket(
+    work: WorkDir, layout: Layout, server: S3Server
+) -> None:
+    put(work.output, "text_3.txt", b"saved")
+    texts = [ProducedText("3", letter * 60_000) for letter in "abc"]
+    answer = Jobs(work, layout, **LIMIT, **server.env).deliver(image("text_3.txt"), *texts)
+    keys = [f"text_3_{MARK}{number}.txt" for number in ("", "-2", "-3", "-4")]
+    assert [entry["filename"] for entry in answer["results"]] == keys
+    stored = [server.client.get_object(Bucket=BUCKET, Key=key)["Body"].read(5) for key in keys]
+    assert stored == [b"saved", b"aaaaa", b"bbbbb", b"ccccc"]
 
 
 def test_a_large_file_without_bucket_and_volume_is_an_error(work: WorkDir, tmp_path: Path) -> None:

@@ -22,13 +22,13 @@ from bootstrap.comfyui import WorkDir, make_workdir
 from bootstrap.config import Settings
 from bootstrap.core.files import publish_copy
 from bootstrap.volume import Layout
-from handler.common.calls import Calls
+from handler.common.blocking import Calls
 from handler.common.errors import Deadline
 from handler.outputs import delivery as delivery_module
-from handler.outputs.delivery import Delivery
+from handler.outputs.delivery import Delivery, DeliveryOptions
 from handler.outputs.local_files import LocalFiles, encoded
-from handler.outputs.results import DeliveryOptions, produced
-from handler.request.fields import OutputOptions
+from handler.outputs.produced import produced
+from handler.request.options import OutputOptions
 
 # No example takes as long, unless something waits for itself.
 _HUNG_SECONDS = 20.0

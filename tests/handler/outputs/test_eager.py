@@ -15,13 +15,13 @@ import pytest
 from bootstrap.comfyui import WorkDir, make_workdir
 from bootstrap.config import Settings
 from bootstrap.volume import Layout
-from handler.common.calls import Calls
+from handler.common.blocking import Calls
 from handler.common.errors import Deadline
-from handler.outputs.delivery import Delivery
+from handler.outputs.delivery import Delivery, DeliveryOptions
 from handler.outputs.local_files import stamp_of
-from handler.outputs.results import DeliveryOptions, produced
+from handler.outputs.produced import produced
 from handler.outputs.volume_store import VolumeStore
-from handler.request.fields import OutputOptions
+from handler.request.options import OutputOptions
 from tests.conftest import BootedWorker
 from tests.end_to_end.test_faults import through
 from tests.support.loop_thread import LoopThread

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from handler.outputs.collect import NotWritten, rewritten
-from handler.request.fields import OutputOptions
+from handler.outputs.pictures import NotWritten, rewritten
+from handler.request.options import OutputOptions
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def saved(folder: Path, mode: str = "RGB", **reported: str) -> Path:
 
 
 def made(source: Path, folder: Path, **options: Any) -> Any:
-    path = rewritten(source, folder, OutputOptions(**options))
+    path = rewritten(source, folder, OutputOptions(**options), [])
     assert path is not None
     return Image.open(path)
 
@@ -49,7 +49,7 @@ def test_quality_makes_a_difference_and_100_loses_nothing(tmp_path: Path, out: P
     Image.effect_noise((64, 64), 90).convert("RGB").save(source)
     sizes = []
     for quality in (5, 95):
-        path = rewritten(source, out, OutputOptions(format="webp", quality=quality))
+        path = rewritten(source, out, OutputOptions(format="webp", quality=quality), [])
         assert path is not None
         sizes.append(path.stat().st_size)
     assert sizes[0] < sizes[1]
@@ -64,6 +64,20 @@ def test_the_workflow_goes_along_where_comfyui_puts_it(
     picture = made(saved(tmp_path, prompt='{"1": {}}', workflow="{}"), out, format=format)
     assert picture.getexif()[0x0110] == 'prompt:{"1": {}}'
     assert picture.getexif()[0x010F] == "workflow:{}"
+
+
+@pytest.mark.parametrize(("long", "kept"), [("workflow", ["prompt"]), ("prompt", [])])
+def test_a_workflow_that_a_jpeg_cannot_hold_is_left_out_with_a_warning(
+    tmp_path: Path, out: Path, long: str, kept: list[str]
+) -> None:
+    source = saved(tmp_path, **{"prompt": "{}", "workflow": "{}", long: "x" * 70_000})
+    losses: list[str] = []
+    path = rewritten(source, out, OutputOptions(format="jpeg"), losses)
+    assert path is not None and Image.open(path).format == "JPEG"
+    found = [str(text).partition(":")[0] for text in Image.open(path).getexif().values()]
+    assert found == kept and losses[0].startswith("lacks its workflow")
+    whole = made(source, out, format="webp")
+    assert len(whole.getexif()) == 2
 
 
 @pytest.mark.parametrize("format", [None, "png", "jpeg", "webp"])
@@ -103,18 +117,18 @@ def test_transparency_becomes_white_in_a_jpeg(tmp_path: Path, out: Path) -> None
 def test_a_picture_that_is_right_already_is_left_alone(
     tmp_path: Path, out: Path, options: dict[str, Any]
 ) -> None:
-    assert rewritten(saved(tmp_path), out, OutputOptions(**options)) is None
+    assert rewritten(saved(tmp_path), out, OutputOptions(**options), []) is None
 
 
 def test_an_animation_is_not_made_a_still(tmp_path: Path, out: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
     with pytest.raises(NotWritten, match="animation"):
-        rewritten(tmp_path / "a.webp", out, OutputOptions(format="jpeg"))
+        rewritten(tmp_path / "a.webp", out, OutputOptions(format="jpeg"), [])
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n cut"])
 def test_what_is_not_a_picture_is_left_alone(tmp_path: Path, out: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(NotWritten):
-        rewritten(tmp_path / "a.png", out, OutputOptions(format="jpeg"))
+        rewritten(tmp_path / "a.png", out, OutputOptions(format="jpeg"), [])

@@ -22,9 +22,9 @@ from bootstrap.config import Settings
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.volume import Layout
 from handler.common.errors import Deadline, JobError
-from handler.outputs.results import ProducedText
-from handler.outputs.s3 import NotUploaded, PresignedUploader, Upload
-from handler.request.fields import PutAddress, read_options
+from handler.outputs.produced import ProducedText
+from handler.outputs.uploads import NotUploaded, PresignedUploader, Upload
+from handler.request.options import PutAddress, read_options
 from tests.handler.outputs.test_delivery import PNG, Jobs, image, kept_files, put
 from tests.support.s3_server import BUCKET, S3Server
 
@@ -177,10 +177,8 @@ def test_a_server_that_trickles_is_given_up(target: Target, tmp_path: Path) -> N
     target.trickle = True
     store = uploader(target, 1)
     threading.Timer(1, store.abort).start()
-    begun = time.monotonic()
     with pytest.raises(NotUploaded, match="took more than 1 s"):
         store.put(Upload(put(tmp_path, "a.png"), "k", "image/png"))
-    assert time.monotonic() - begun < 10
 
 
 def test_a_name_that_turns_private_later_is_refused(target: Target, tmp_path: Path) -> None:

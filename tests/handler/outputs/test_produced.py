@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.outputs.results import ProducedFile, ProducedText, produced
+from handler.outputs.produced import ProducedFile, ProducedText, produced
 
 
 def file(name: str, type: str = "output", subfolder: str = "") -> dict[str, Any]:

@@ -18,8 +18,8 @@ from bootstrap.config.bucket import Bucket, bucket_of, month_name
 from bootstrap.core.redact import Secret
 from bootstrap.net.addresses import AddressPolicy
 from handler.common.errors import Deadline
-from handler.outputs import s3
-from handler.outputs.s3 import BucketUploader, NotUploaded, Upload
+from handler.outputs import uploads
+from handler.outputs.uploads import BucketUploader, NotUploaded, Upload
 from tests.support.s3_server import (
     BUCKET,
     KEY_ID,
@@ -96,6 +96,19 @@ def test_a_server_that_refuses_is_quoted_without_secrets(
         text = failure(bucket(url, trusted), a_file(tmp_path, 10))
     assert str(status) in text and code in text and "***" in text
     assert len(way.seen) == (1 if status == 403 else 3)
+
+
+@pytest.mark.parametrize(("public", "status"), [(True, 403), (False, 403), (True, 404)])
+def test_credentials_that_may_only_write_are_enough_for_a_public_address(
+    tmp_path: Path, public: bool, status: int
+) -> None:
+    """A signed URL would not open, and an object that is not there was not uploaded."""
+    with bad_s3_server(Misbehaviour(status, write_only=True)) as url:
+        given = replace(bucket(url), public_url=f"{url}/public" if public else None)
+        if public and status == 403:
+            assert store(given).put(Upload(a_file(tmp_path, 10), "k", "x/y")) == f"{url}/public/k"
+        else:
+            assert f"answered {status}" in failure(given, a_file(tmp_path, 10))
 
 
 def test_a_server_that_cuts_is_reported(tmp_path: Path) -> None:
@@ -200,7 +213,7 @@ def test_no_other_credentials_are_used(
 
 
 def test_a_job_without_a_bucket_does_not_import_boto3() -> None:
-    assert "boto3" not in vars(s3)
+    assert "boto3" not in vars(uploads)
 
 
 @pytest.mark.parametrize("address", ["{url}", "{url}/results", "{url}/results/deep/er/"])

@@ -56,7 +56,8 @@ def test_every_fault_of_every_entry_comes_at_once() -> None:
     codes = [finding["code"] for finding in error.details["findings"]]
     assert codes == ["manifest.name", "manifest.url", "manifest.pickle", "manifest.field"]
     for said in ("models[0]", "models[1]", "models[2]", "models[3]", "4 faults"):
-        assert said in str(error)
+        assert said in error.message
+    assert error.fix
 
 
 @pytest.mark.parametrize("models", [None, [], {}, "https://example.com/a.safetensors", 7])

@@ -239,6 +239,14 @@ def test_what_is_listed_can_be_run(named: NamedWorkflows, tmp_path: Path) -> Non
         assert named.read(name).workflow == WORKFLOW
 
 
+def test_of_many_unknown_params_a_hundred_are_looked_up_and_a_missing_one_is_still_reported(
+    named: NamedWorkflows,
+) -> None:
+    error = refused(named, "params.unknown", params={f"extra{n}": 1 for n in range(10_000)})
+    codes = [problem["error_code"] for problem in error.details["problems"]]
+    assert codes == ["params.unknown"] * 100 + ["params.missing"]
+
+
 def test_a_link_out_of_the_folder_is_not_followed(named: NamedWorkflows, tmp_path: Path) -> None:
     outside = tmp_path / "outside.yaml"
     outside.write_text(DECLARED)

@@ -186,6 +186,22 @@ def test_a_job_whose_only_file_stays_on_the_volume_has_not_failed() -> None:
     reply = shaped(completed([named], ["large.mp4 is on the volume at ComfyUI/output/large.mp4"]))
     validate(reply, SUCCESS)
     assert reply["status"] == "success_no_images" and "large.mp4" in reply["errors"][0]
+    assert reply["kept"] == ["ComfyUI/output/large.mp4"]
+
+
+def test_a_job_whose_files_were_to_stay_on_the_volume_says_where(
+    their_worker: BootedWorker, shared_volume: Path
+) -> None:
+    reply = their_worker.ask({"workflow": plain(batch_size=2), "output": {"delivery": "volume"}})
+    validate(reply, SUCCESS)
+    assert len(reply["kept"]) == 2 and "errors" not in reply
+    assert all((shared_volume / path).is_file() for path in reply["kept"])
+
+
+@pytest.mark.parametrize("field", ["image", "data"])
+def test_an_empty_file_is_a_file(field: str) -> None:
+    reply = shaped(completed([{"filename": "a.png", field: "", "path": "a.png"}], []))
+    assert reply == {"images": [{"filename": "a.png", "type": "base64", "data": ""}]}
 
 
 def test_no_images_is_a_success_of_its_own() -> None:

@@ -161,12 +161,12 @@ def test_a_thread_of_a_cancelled_job_goes_on(rig: Rig) -> None:
 
 
 def test_a_cancel_while_the_result_is_posted_changes_nothing_for_the_next_job(rig: Rig) -> None:
-    rig.plane.faults.delay["done"] = 3
+    rig.plane.faults.held.add("done")
     job = rig.plane.submit({"do": "return", "value": 1})
     rig.plane.wait_for("done", job)
     rig.plane.cancel(job)
     rig.hear(job, "Job stopped")
-    rig.plane.faults.delay.clear()
+    rig.plane.faults.held.clear()
     assert give_back(rig, "next") == {"output": "next"}
 
 

@@ -186,19 +186,38 @@ def test_the_checks_that_import_torch_are_skipped_by_these_variables() -> None:
         assert name in sources
 
 
-def test_the_sdk_is_imported_without_a_second_of_counting_ticks() -> None:
-    """It queries the CPU's name for its debugger's report; the function is restored afterwards."""
+def test_the_sdk_is_imported_without_what_only_its_command_line_and_debugger_use() -> None:
+    """The debugger would query the CPU's name, counting ticks for a second."""
     script = """
-import cpuinfo
-def counting(): raise SystemExit("asked")
-cpuinfo.get_cpu_info = counting
-from demo.volume import DemoVolume
+import sys
 from handler.sdk import import_sdk
-from tests.conftest import environment
-from tests.support.control_plane import ControlPlane
 import_sdk()
-assert cpuinfo.get_cpu_info is counting
+unused = {"cpuinfo", "paramiko", "tomlkit", "cryptography"}
+assert not unused & sys.modules.keys(), unused & sys.modules.keys()
+from runpod.cli.groups.config import functions as config
+from runpod.cli.groups.ssh import functions as ssh
+from runpod.serverless.utils.rp_debugger import PROCESSOR
+assert ssh.paramiko.RSAKey and config.tomlkit.parse("a = 1")["a"] == 1
+assert issubclass(config.tomlkit.exceptions.ParseError, Exception)
+import cpuinfo, paramiko, tomlkit
+assert paramiko.RSAKey is ssh.paramiko.RSAKey and cpuinfo.get_cpu_info is not dict
 """
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=60)
+
+
+def test_an_sdk_that_uses_such_a_module_during_its_own_import_gets_it(tmp_path: Path) -> None:
+    (tmp_path / "runpod.py").write_text(
+        "import cpuinfo, tomlkit\n"
+        "assert tomlkit.parse('a = 1')['a'] == 1 and cpuinfo.get_cpu_info() == {}\n"
+        "from tomlkit import document\n"
+    )
+    script = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import paramiko\n"
+        "from handler.sdk import import_sdk\n"
+        "assert import_sdk().document\n"
+        "assert sys.modules['paramiko'] is paramiko and 'cpuinfo' not in sys.modules\n"
+    )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=60)
 
 
@@ -228,9 +247,9 @@ def test_a_worker_whose_dev_shm_is_read_only_says_so_where_the_sdk_would_fail(
 
 _DESCRIBED = """
 import sys
-from handler.sdk import describe_local_api, import_sdk
+from handler.sdk import complete_local_api, import_sdk
 import_sdk()
-describe_local_api(lambda document: {**document, "x-ours": True})
+complete_local_api(lambda document: {**document, "x-ours": True})
 print("fastapi" in sys.modules)
 if "fastapi" in sys.modules:
     from runpod.serverless.modules.rp_fastapi import WorkerAPI

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -15,7 +17,8 @@ from handler.sdk.shutdown import JobHandle, Shutdown
 from tests.end_to_end.test_faults import through
 from tests.end_to_end.test_worker import plain
 from tests.support.control_plane import ControlPlane
-from tests.support.waiting import wait_until
+from tests.support.plane_records import now
+from tests.support.waiting import run_at_once, wait_until
 from tests.support.worker_process import WorkerProcess
 
 GRACE = 1.0
@@ -64,7 +67,7 @@ def test_jobs_that_wait_are_given_back_at_once_and_running_ones_after_the_grace(
         late = asyncio.create_task(shutdown.bounded(Job().work))
         assert await code_of(late) == ("worker.shutting_down", False)
 
-    asyncio.run(scene())
+    run_at_once(scene(), shutdown_module)
 
 
 def test_a_job_that_its_caller_cancels_is_cancelled_and_not_answered() -> None:
@@ -78,7 +81,7 @@ def test_a_job_that_its_caller_cancels_is_cancelled_and_not_answered() -> None:
             await running
         assert job.tidied
 
-    asyncio.run(scene())
+    run_at_once(scene(), shutdown_module)
 
 
 class Clock:
@@ -88,12 +91,10 @@ class Clock:
         return self.seconds
 
 
-def test_a_job_that_hangs_past_its_deadline_is_answered_and_until_then_the_worker_is_unwell(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_job_that_hangs_past_its_deadline_is_answered_and_until_then_the_worker_is_unwell() -> (
+    None
+):
     """Whatever it hangs in, even its own cleanup."""
-    monkeypatch.setattr(shutdown_module, "_TIDY_SECONDS", 0.2)
-    monkeypatch.setattr(shutdown_module, "_LOOK_EVERY", 0.05)
     clock, over = Clock(), asyncio.Event()
 
     async def hangs(handle: JobHandle) -> str:
@@ -110,17 +111,49 @@ def test_a_job_that_hangs_past_its_deadline_is_answered_and_until_then_the_worke
         running = asyncio.create_task(shutdown.bounded(hangs))
         await asyncio.sleep(0.1)
         assert shutdown.fault() is None and not running.done()
-        clock.seconds = 10.0 + 45.0 + 1.0
+        clock.seconds = 10.0 + 45.0 + 15.0 + 1.0
         fault = shutdown.fault()
         assert fault is not None and fault.code == "worker.job_overdue"
         with pytest.raises(JobError) as caught:
-            await asyncio.wait_for(running, 5)
+            await asyncio.wait_for(running, 30)
         assert shutdown.fault() is None
         over.set()
         return caught.value
 
-    error = asyncio.run(scene())
+    error = run_at_once(scene(), shutdown_module)
     assert error.code == "job.timeout" and "it hung" in error.message
+
+
+def test_a_job_that_does_not_clean_up_is_answered_when_that_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not at the next look: the loop that posts the answer ends a second later."""
+    clock, begun, over, wait = Clock(), asyncio.Event(), asyncio.Event(), asyncio.wait
+
+    async def passes(tasks: set[asyncio.Task[None]], timeout: float) -> Any:
+        clock.seconds += timeout
+        return await wait(tasks, timeout=0)
+
+    async def hangs() -> None:
+        begun.set()
+        while not over.is_set():
+            with suppress(asyncio.CancelledError):
+                await over.wait()
+
+    async def scene() -> None:
+        handle = JobHandle()
+        running = asyncio.create_task(handle.run(hangs()))
+        await begun.wait()
+        began = clock.seconds
+        handle.end(JobError("worker.shutting_down", "It ends."), 2.5)
+        with pytest.raises(JobError, match="It ends"):
+            await running
+        assert clock.seconds - began == 2.5
+        over.set()
+
+    monkeypatch.setattr(shutdown_module, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(asyncio, "wait", passes)
+    asyncio.run(scene())
 
 
 def with_a_picture_first(obedient: bool) -> dict[str, Any]:
@@ -145,18 +178,22 @@ def test_sigterm_stops_a_job_that_takes_longer_than_the_grace_and_posts_why(
             worker.wait_for_line("got prompt", 30)
             waiting, late = (plane.submit({"workflow": plain(color=n)}) for n in range(2))
             wait_until(lambda: worker.log.count("got prompt") == 2)
+            told = now()
             worker.terminate()
-            given_back = plane.result(waiting, 5)["output"]
+            given_back = plane.result(waiting, 20)["output"]
             assert given_back["error_code"] == "worker.shutting_down"
             assert given_back["details"] == {"begun": False}
-            assert plane.select("done", job) == [], "has its grace"
             body = plane.result(job, 20)
+            first, second = plane.select("done")
+            assert (first.job_id, second.job_id) == (waiting, job), "has its grace"
+            assert second.at - told >= 1
             assert body["output"]["error_code"] == "worker.shutting_down"
             assert body["output"]["details"] == {"begun": True, "grace": 1.0}
             assert "Send it again" in body["error"]
             assert worker.wait(30) == 0
             assert [path.name[:14] for path in kept.glob("*.png")] == ["before-the-end"]
-            assert ("did not stop the prompt" in worker.log) is not obedient
+            how = "Processing interrupted" if obedient else "did not stop the prompt"
+            assert how in worker.log
             psutil.wait_procs([psutil.Process(p.pid) for p in worker.living()], timeout=5)
             assert worker.living() == []
             assert len(plane.select("done", job)) == 1 and plane.pending == [late]

@@ -1,9 +1,9 @@
-"""A fake NVIDIA driver in C, whose answers are variables: see the sources beside this file.
+"""A fake NVIDIA driver in C, whose answers come from variables: see the sources beside this file.
 
     env = fake_driver(DEVICES="2", FAIL="cuMemAlloc_v2:2")
 
 is an environment in which `libcuda.so.1` and `libnvidia-ml.so.1` are the fake ones. Needs a C
-compiler (`cc`), for which `apt install gcc` is enough.
+compiler (`apt install gcc`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-/* A libcuda.so.1 that pretends: one block of memory, devices whose UUID is their index. */
+/* A fake libcuda.so.1: one block of memory, devices whose UUID is their index plus one. */
 #include "fake.h"
 
 static unsigned char block[65536];

@@ -1,4 +1,4 @@
-/* A libnvidia-ml.so.1 that pretends; a device's handle is its index plus one. */
+/* A fake libnvidia-ml.so.1; a device's handle is its index plus one. */
 #include "fake.h"
 
 typedef struct { unsigned long long total, free, used; } Memory;

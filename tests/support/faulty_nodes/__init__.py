@@ -1,6 +1,6 @@
 """Custom nodes that misbehave on demand; copied into a test volume's `custom_nodes`.
 
-Runs in ComfyUI's Python, so it imports nothing of the project.
+Runs in ComfyUI's Python, so it imports nothing from the project.
 """
 
 import json
@@ -11,7 +11,7 @@ import time
 
 
 class Sleep:
-    """Passes an image on after `seconds`; an obedient one can be interrupted meanwhile."""
+    """Passes an image on after `seconds`; if `obedient`, it can be interrupted meanwhile."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ("IMAGE",)
@@ -85,8 +85,8 @@ class Report:
 
 
 class WriteAside:
-    """Saves a picture past the output folder that ComfyUI is given, as some nodes do, and reports
-    it as if it lay there: `beside the code`, in the `working directory` or at another `place`."""
+    """Saves a picture outside ComfyUI's output folder, as some nodes do, and reports it as if it
+    were there: `beside the code`, in the `working directory` or at another `place`."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ()
@@ -112,7 +112,7 @@ class WriteAside:
 
 
 class ShowEnvironment:
-    """Tells the names and values of ComfyUI's environment as text."""
+    """Shows the names and values of ComfyUI's environment as text."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ()
@@ -150,7 +150,7 @@ class WriteBeside:
 
 
 class ShowKey:
-    """Tells the Comfy.org key that ComfyUI hands to API nodes, backwards."""
+    """Shows the Comfy.org key that ComfyUI passes to API nodes, backwards."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ()
@@ -169,9 +169,9 @@ _failed = set()
 
 
 class Raise:
-    """Raises by name: SystemExit, what torch raises when memory is short, what CUDA says.
+    """Raises by name: SystemExit, torch's out-of-memory error, else a RuntimeError with `said`.
 
-    `once` fails only the first time that a process is asked with this word.
+    With `once`, only the first time in a process for that word.
     """
 
     CATEGORY = "tests"
@@ -204,7 +204,7 @@ class Raise:
 
 
 class Socket:
-    """Closes the worker's socket, or forgets it as ComfyUI does when a twin closes late."""
+    """Closes the worker's socket, or drops it, as ComfyUI does when a stale one closes late."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ("IMAGE",)
@@ -234,7 +234,7 @@ class Socket:
 
 
 class HoldLock:
-    """Computes without letting go of Python's lock, so that the server cannot answer meanwhile."""
+    """Computes without releasing the GIL, so that the server cannot answer meanwhile."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ("IMAGE",)
@@ -273,7 +273,7 @@ class NotJson:
 
 
 class Steps:
-    """Takes its time in steps, telling each, as samplers do."""
+    """Runs in steps and reports each, as samplers do."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ("IMAGE",)
@@ -308,7 +308,7 @@ class Steps:
 
 
 class Conditioning:
-    """What a text encoder gives for an empty text, without one."""
+    """What a text encoder returns for an empty text, without an encoder."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ("CONDITIONING",)
@@ -325,7 +325,7 @@ class Conditioning:
 
 
 class AskVolume:
-    """Asks for a file below `folder` that is not there, again and again, for some seconds."""
+    """Looks up missing files in `folder`, again and again, for some seconds."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ("IMAGE",)
@@ -353,7 +353,7 @@ _hoard = []
 
 
 class Memory:
-    """Takes memory and keeps it: in a cache of ComfyUI's, in the process, or until it is killed."""
+    """Takes memory and keeps it: in ComfyUI's cache, in the process, or more until it is killed."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ("IMAGE",)
@@ -381,8 +381,8 @@ class Memory:
 
 
 class SaveOddly:
-    """Reports a text file that it saves `late`, by 0.2 s, that it will `change` by then, or that it
-    has replaced by a `fifo`."""
+    """Reports a text file that it saves `late`, by 0.2 s, that will `change` by then, or that it
+    has replaced with a `fifo`."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ()
@@ -438,7 +438,7 @@ class Counted:
 
 
 class Counts:
-    """Tells how often `Counted` ran for a word."""
+    """Shows how often `Counted` ran for a word."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ()
@@ -466,7 +466,7 @@ class _Anything(dict):
 
 
 class SaveAnything:
-    """Takes any input, saves a text file that names them, and passes the image on."""
+    """Takes any inputs, saves a text file that names them, and passes the image on."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ("IMAGE",)
@@ -514,7 +514,7 @@ class Expand:
 
 
 class Stop:
-    """Stops the workflow, as nodes do whose condition is not met."""
+    """Interrupts the workflow, as some nodes do when their condition is not met."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ("IMAGE",)
@@ -531,7 +531,7 @@ class Stop:
 
 
 class Block:
-    """Blocks what comes after it, with a message or without."""
+    """Blocks what comes after it, with or without a message."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ("IMAGE",)
@@ -548,7 +548,7 @@ class Block:
 
 
 class QueuePrompt:
-    """Queues a workflow of its own, as JSON, and fails where it is to."""
+    """Queues another workflow, given as JSON, then raises if it `fails`."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ("IMAGE",)

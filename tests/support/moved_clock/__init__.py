@@ -10,11 +10,11 @@ SOURCE = Path(__file__).with_name("clock.c")
 
 
 class MovedClock:
-    """The clock of every process that is started with `env`; right until `move` is called."""
+    """The clock of every process that is started with `env`; correct until `move` is called."""
 
     def __init__(self, folder: Path) -> None:
-        """Compiles the library into `folder`. Raises CalledProcessError, and FileNotFoundError
-        where there is no `cc`."""
+        """Compile the library into `folder`. Raises CalledProcessError, and FileNotFoundError
+        if there is no `cc`."""
         self._file = folder / "clock"
         self._file.write_bytes(struct.pack("=q", 0))
         self._library = folder / "clock.so"
@@ -27,6 +27,6 @@ class MovedClock:
         return {"LD_PRELOAD": str(self._library), "MOVED_CLOCK": str(self._file)}
 
     def move(self, seconds: int) -> None:
-        """The clock shows so many seconds more than the real one, from now on, everywhere."""
+        """From now on the clock is that many seconds ahead of the real one, everywhere."""
         with open(self._file, "r+b") as file:
             file.write(struct.pack("=q", seconds))

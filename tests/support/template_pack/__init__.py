@@ -1,6 +1,6 @@
-"""A custom node as a Pod template bakes it in: tells what ComfyUI has and sees where it runs.
+"""A custom node as a Pod template bakes it in: shows what ComfyUI has and sees where it runs.
 
-Runs in ComfyUI's Python, so it imports nothing of the project.
+Runs in ComfyUI's Python, so it imports nothing from the project.
 """
 
 import importlib.util
@@ -12,7 +12,7 @@ import folder_paths
 
 
 class TemplateLook:
-    """Tells, as text: the environment, a package of the template's own, models by category."""
+    """Shows, as text: the environment, a package of the template's own, models by category."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ()

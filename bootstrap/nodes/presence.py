@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.files import read_regular
+from bootstrap.core.files import list_folder, read_regular
 from bootstrap.core.text import pluralize, shell_quote, summarize_list
-from bootstrap.environment.node_packs import look_at_git
+from bootstrap.environment.node_packs import look_at_git, project_value, read_text
 from bootstrap.models.download.verify import hash_file
 from bootstrap.models.manifest_entry import fault_of
 from bootstrap.net import DownloadError
-from bootstrap.nodes.manifest import GitPin, PackSpec, repository_url
+from bootstrap.nodes.manifest import GitPin, PackSpec, RegistryPin, repository_url
 
 CODES = {
     "nodes.occupied": "Another pack of yours has the name of a wanted one; it is left alone",
@@ -34,12 +34,9 @@ TRACKING = ".tracking"
 #: Never from an archive: git in that folder would run what a stranger's `.git` says.
 NOT_UNPACKED = (RECEIPT, TRACKING, ".git")
 _MOST_RECEIPT = 32 * 1024 * 1024
-_PROJECT = re.compile(r"^\[project\]\s*\n((?:(?!\[).*\n?)*)", re.MULTILINE)
-_KEYS = ("name", "version")
-_FIELD = r"""^{}\s*=\s*["']([^"'\n]+)"""
 
 
-class State(str, Enum):
+class Presence(str, Enum):
     """A listed pack on disk. `OTHER` is one that we fetched at another version or commit."""
 
     THERE = "there"
@@ -61,30 +58,35 @@ class PackReceipt:
 
 
 @dataclass(frozen=True)
-class FoundPack:
+class PackOnDisk:
     """The state of a pack at `path`; `what` says it in words."""
 
-    state: State
+    state: Presence
     path: Path
     what: str = ""
     receipt: PackReceipt | None = None
 
 
-def look(spec: PackSpec, nodes: Path) -> FoundPack:
-    """The state of a pack, without reading its files. Raises OSError."""
+def look_at_pack(spec: PackSpec, nodes: Path) -> PackOnDisk:
+    """The state of a pack, without reading its files."""
     path = nodes / spec.name
     if not os.path.lexists(path):
-        return FoundPack(State.MISSING, path)
+        return PackOnDisk(Presence.MISSING, path)
     receipt = read_receipt(path)
     is_wanted, is_link = receipt is not None and receipt.source == str(spec.pin), path.is_symlink()
     if receipt is not None and (is_wanted or not is_link):
-        state = State.THERE if is_wanted else State.OTHER
-        return FoundPack(state, path, receipt.source, receipt)
-    if not is_link and os.path.isdir(path) and not os.listdir(path):
-        return FoundPack(State.MISSING, path)
+        state = Presence.THERE if is_wanted else Presence.OTHER
+        return PackOnDisk(state, path, receipt.source, receipt)
+    if not is_link and _is_empty(path):
+        return PackOnDisk(Presence.MISSING, path)
     what = _users_own(path)
     same = what is not None and what == _as_users(spec)
-    return FoundPack(State.THERE if same else State.OCCUPIED, path, what or _kind_of(path))
+    return PackOnDisk(Presence.THERE if same else Presence.OCCUPIED, path, what or _kind_of(path))
+
+
+def _is_empty(path: Path) -> bool:
+    inside = list_folder(str(path))
+    return inside.trouble is None and not inside.names
 
 
 def _kind_of(path: Path) -> str:
@@ -103,16 +105,11 @@ def _users_own(path: Path) -> str | None:
     git = look_at_git(str(path))
     if git is not None:
         return git.commit
-    try:
-        if not os.path.isfile(path / TRACKING):
-            return None
-        text = (path / "pyproject.toml").read_text("utf-8", "replace")
-    except OSError:
+    if not os.path.isfile(path / TRACKING):
         return None
-    project = _PROJECT.search(text)
-    fields = project[1] if project else ""
-    found = [re.search(_FIELD.format(key), fields, re.MULTILINE) for key in _KEYS]
-    return "@".join(match[1].strip().lower() for match in found if match) or None
+    text = read_text(str(path / "pyproject.toml")) or ""
+    found = (project_value(text, key) for key in ("name", "version"))
+    return "@".join(value.strip().lower() for value in found if value) or None
 
 
 def read_receipt(pack: Path) -> PackReceipt | None:
@@ -125,6 +122,27 @@ def read_receipt(pack: Path) -> PackReceipt | None:
         return PackReceipt(str(data["source"]), {str(k): str(v) for k, v in data["files"].items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def write_receipt(
+    pack: Path, pin: RegistryPin | GitPin, names: Sequence[str], stop: threading.Event
+) -> None:
+    """Note what a fetched pack holds; `names` are its files, for ComfyUI-Manager. Raises OSError
+    and Stopped."""
+    files = {str(path.relative_to(pack)): hash_file(path, stop) for path in files_in(pack)}
+    if isinstance(pin, RegistryPin):
+        (pack / TRACKING).write_text("\n".join(names), "utf-8")
+    (pack / RECEIPT).write_text(json.dumps(PackReceipt(str(pin), files).as_dict()), "utf-8")
+
+
+def saved_in(old: Path, new: Path) -> list[str]:
+    """Files of a replaced pack that were not fetched: a running ComfyUI has saved them. Empty if
+    the old pack or the new one has no receipt. Raises OSError."""
+    before, now = read_receipt(old), read_receipt(new)
+    if before is None or now is None:
+        return []
+    fetched = {RECEIPT, TRACKING, *before.files, *now.files}
+    return [name for p in files_in(old) if (name := str(p.relative_to(old))) not in fetched]
 
 
 @dataclass(frozen=True)
@@ -162,7 +180,7 @@ def files_in(folder: Path) -> Iterator[Path]:
         yield from (Path(home, name) for name in (*files, *links))
 
 
-def occupied(spec: PackSpec, found: FoundPack) -> DownloadError:
+def occupied(spec: PackSpec, found: PackOnDisk) -> DownloadError:
     """Another pack of the user's has the name."""
     return DownloadError(
         "nodes.occupied",
@@ -172,7 +190,7 @@ def occupied(spec: PackSpec, found: FoundPack) -> DownloadError:
     )
 
 
-def edited(spec: PackSpec, found: FoundPack, files: Sequence[str]) -> DownloadError:
+def edited(spec: PackSpec, found: PackOnDisk, files: Sequence[str]) -> DownloadError:
     """An update would lose the changes in `files`."""
     return DownloadError(
         "nodes.edited",
@@ -186,12 +204,12 @@ def edited(spec: PackSpec, found: FoundPack, files: Sequence[str]) -> DownloadEr
 def verify(spec: PackSpec, nodes: Path) -> tuple[bool, str, DownloadError | None]:
     """(as listed, in words, what is wrong) for a pack on disk, reading all of it. Raises
     OSError."""
-    found = look(spec, nodes)
-    if found.state is State.MISSING:
+    found = look_at_pack(spec, nodes)
+    if found.state is Presence.MISSING:
         return False, "not there", None
-    if found.state is State.OCCUPIED:
+    if found.state is Presence.OCCUPIED:
         return False, "another pack", occupied(spec, found)
-    if found.state is State.OTHER:
+    if found.state is Presence.OTHER:
         return False, f"another version, {found.what}", None
     if found.receipt is None:
         return True, f"yours, {found.what}; what it should hold is not known", None

@@ -3,9 +3,6 @@
 The results of checks are kept, so that a later boot need not hash: receipts are in `.receipts/` in
 the models folder, one for each file. A receipt is valid while size and modification time are
 unchanged.
-
-Models in the platform's cache are linked in a folder on this worker's own disk: the cache belongs
-to this host, and a link on the volume would be broken elsewhere (volume/args_file.py).
 """
 
 from __future__ import annotations
@@ -14,20 +11,19 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
 
-from bootstrap.core.files import write_whole
+from bootstrap.core.files import link_text, read_regular, write_whole
 from bootstrap.core.temp_files import RECEIPTS_FOLDER, beside, new_owner
 from bootstrap.models.download.verify import Wanted, check_content, check_hash, hash_file
-from bootstrap.models.manifest import canonical_place
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.net import DownloadError, disk_error
-from bootstrap.volume.categories import ALIASES, category_of
+from bootstrap.volume.categories import ALIASES
 
 VERSION = 1
+_MOST_RECEIPT = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ def receipt_path(models: Path, place: PurePosixPath) -> Path:
 def read_receipt(models: Path, place: PurePosixPath) -> Receipt | None:
     """The receipt for `place`; None if there is none, or it cannot be read."""
     try:
-        data = json.loads(receipt_path(models, place).read_text("utf-8"))
+        data = json.loads(read_regular(receipt_path(models, place), _MOST_RECEIPT))
         sha256 = data["sha256"]
         if data["version"] != VERSION or not (sha256 is None or isinstance(sha256, str)):
             return None
@@ -171,6 +167,41 @@ def _examined(
     return receipt
 
 
+def verify(
+    spec: ModelSpec, models: Path, also: Sequence[Path] = ()
+) -> tuple[bool, str, DownloadError | None]:
+    """(as listed, in words, what is wrong) for a model on disk, reading all of it: its hash is
+    compared with the manifest's, else with the receipt's; a receipt without one gets it."""
+    for root in (models, *also):
+        if os.path.isfile(root / spec.relative_path):
+            return _verified(spec, root)
+    found = find_present(spec, models, also)
+    if isinstance(found, Present):
+        return True, f"under another folder's name, {found.path}", None
+    return False, "not there", None
+
+
+def _verified(spec: ModelSpec, root: Path) -> tuple[bool, str, DownloadError | None]:
+    path, wanted = root / spec.relative_path, wanted_of(spec)
+    receipt = read_receipt(root, spec.relative_path)
+    noted = receipt.sha256 if receipt else None
+    try:
+        facts = os.stat(path)
+        checked = check_content(path, wanted)
+        sha256 = hash_file(path)
+        check_hash(sha256, wanted.sha256 or noted)
+        fresh = Receipt(facts.st_size, facts.st_mtime_ns, sha256, (*checked, "sha256"))
+        if receipt is None or noted is None or not receipt.still_true_of(facts):
+            write_receipt(root, spec.relative_path, fresh)
+    except DownloadError as problem:
+        return False, f"{path}: {problem.message} {problem.fix}", problem
+    except OSError as problem:
+        failed = disk_error(problem, path, None)
+        return False, failed.message, failed
+    against = "the manifest" if wanted.sha256 else "its receipt" if noted else "nothing yet"
+    return True, f"SHA-256 {sha256}, compared with {against}", None
+
+
 def _candidates(
     spec: ModelSpec, models: Path, also: Sequence[Path]
 ) -> Iterator[tuple[Path, PurePosixPath]]:
@@ -183,48 +214,6 @@ def _candidates(
 def _dangling(path: Path) -> DownloadError:
     return DownloadError(
         "download.occupied",
-        f"a broken link is there ({os.readlink(path)}).",
+        f"a broken link is there ({link_text(path)}).",
         f"Remove it (`rm '{path}'`) and start again.",
     )
-
-
-if TYPE_CHECKING:  # the packages for downloads are imported only if needed
-    from bootstrap.models.provision import ProvisionResult
-
-
-def shown_locally(spec: ModelSpec, folders: Mapping[str, str]) -> bool:
-    """Would ComfyUI find this model in a local models folder with `folders`?"""
-    category = category_of(PurePosixPath(spec.directory).parts[0])
-    return category is not None and category.folders[0] in folders.values()
-
-
-def link_cached(results: Sequence[ProvisionResult], models: Path) -> list[Path]:
-    """Link models in the platform's cache into the local folder `models`; returns the new links. A
-    link that is broken because the worker moved to another host is replaced.
-    """
-    made = []
-    for result in results:
-        if result.state != "cached" or result.path is None:
-            continue
-        place = models / canonical_place(result.spec)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if place.is_symlink() and not place.exists():
-            place.unlink()
-        if not place.is_symlink() and not place.exists():
-            place.symlink_to(result.path)
-            made.append(place)
-    return made
-
-
-def cached_models(models: Path) -> list[dict[str, Any]]:
-    """JSON-ready: the links in the local folder `models`; `from` is the target, `size` in bytes,
-    None if it is gone."""
-    links = sorted(path for path in models.rglob("*") if path.is_symlink())
-    return [
-        {
-            "path": str(link.relative_to(models)),
-            "size": link.stat().st_size if link.exists() else None,
-            "from": os.readlink(link),
-        }
-        for link in links
-    ]

@@ -20,10 +20,10 @@ from urllib.parse import quote
 from bootstrap.config.bucket import Bucket
 from bootstrap.core.files import open_regular
 from bootstrap.net import DownloadError
-from bootstrap.net.addresses import AddressPolicy, Target, shown, without_query
-from bootstrap.net.http import Channel, Connections
+from bootstrap.net.addresses import AddressPolicy, Connections, Target, shown, without_query
+from bootstrap.net.http import Channel
 from handler.common.errors import Deadline
-from handler.request.fields import PutAddress
+from handler.request.options import PutAddress
 
 _MB = 1024 * 1024
 _PART = 8 * _MB
@@ -87,12 +87,23 @@ class BucketUploader:
                 size = os.fstat(file.fileno()).st_size
                 client = self._client()
                 self._send(client, upload, file, size)
-            stored = client.head_object(Bucket=self._bucket.name, Key=upload.key)["ContentLength"]
+            stored = self._stored_size(client, upload.key)
         except Exception as problem:  # noqa: BLE001  # botocore's come from three hierarchies
             raise NotUploaded(self._explained(problem)) from None
-        if stored != size:
+        if stored not in (size, None):
             raise NotUploaded(f"the bucket has {stored} bytes of {upload.local.name}, not {size}")
         return self._url(client, upload.key)
+
+    def _stored_size(self, client: Any, key: str) -> int | None:
+        """What the bucket has; None if these credentials may only write, which is enough where
+        results are read at a public address."""
+        try:
+            return int(client.head_object(Bucket=self._bucket.name, Key=key)["ContentLength"])
+        except client.exceptions.ClientError as problem:
+            status = problem.response["ResponseMetadata"]["HTTPStatusCode"]
+            if self._bucket.public_url is None or status != 403:
+                raise
+            return None
 
     def _send(self, client: Any, upload: Upload, file: BinaryIO, size: int) -> None:
         where = {"Bucket": self._bucket.name, "Key": upload.key}

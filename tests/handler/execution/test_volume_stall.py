@@ -8,7 +8,8 @@ from typing import cast
 
 import pytest
 
-from handler.common.calls import STALL_LOOKS, VolumeStallDetector, VolumeWatchdog
+from handler.common.blocking import VolumeWatchdog
+from handler.execution.comfy_client import STALL_LOOKS, VolumeStallDetector
 from handler.execution.history import volume_silent_error
 from handler.execution.node_progress import NodeProgress
 

@@ -27,15 +27,10 @@ _TYPES = {
 }
 _LIST_LENGTH = re.compile(r"\(list of length (\d+)\)")
 _OUTPUT_NODES = "SaveImage, SaveVideo, SaveAudio, SaveAnimatedWEBP or PreviewAny"
-_LISTED = 5
+_LISTED, _GUESSES = 5, 20
 # Class names may contain anything, even emoji.
 _UNKNOWN_NODE = re.compile(r"[Nn]ode '?([^\n]{1,200}?)'? (?:does not exist|not found)")
 _MISSPELT = 0.75  # similarity: FaceDetailer is not a misspelt VAEDecodeTiled (0.62)
-
-
-def refused_class(body: Any) -> str | None:
-    """The node class that ComfyUI does not know, if that is why it refused."""
-    return unknown_class(_error_of(body))
 
 
 def explain(
@@ -43,17 +38,15 @@ def explain(
     workflow: Workflow,
     known_classes: Sequence[str],
     models: Path,
-    hints: Sequence[JobError] = (),
+    hints: Sequence[JobError],
 ) -> JobError:
     """The error for a refused prompt. `models` is ComfyUI's models folder; `known_classes` may be
     empty if no class is unknown."""
     error = _error_of(body)
     hints = [*hints, *bad_links(workflow)]
-    name = unknown_class(error)
+    name = unknown_class(body)
     if name is not None:
-        unknown = unknown_nodes(workflow, known_classes, name)
-        assert unknown is not None
-        return combined([unknown, *hints])
+        return combined([unknown_nodes(workflow, known_classes, name), *hints])
     if error.get("type") == "prompt_no_outputs":
         return _no_output(workflow)
     problems = list(_node_problems(body, workflow, models, hints)) or hints
@@ -85,7 +78,7 @@ def left_out_warnings(
     node_errors: Mapping[str, Any],
     workflow: Workflow,
     models: Path,
-    hints: Sequence[JobError] = (),
+    hints: Sequence[JobError],
 ) -> list[str]:
     """Warnings for branches that ComfyUI left out although it accepted the rest."""
     hints = [*hints, *bad_links(workflow)]
@@ -125,7 +118,7 @@ def _no_output(workflow: Workflow) -> JobError:
 
 
 def _node_problems(
-    body: Any, workflow: Workflow, models: Path, hints: Sequence[JobError] = ()
+    body: Any, workflow: Workflow, models: Path, hints: Sequence[JobError]
 ) -> Iterator[JobError]:
     node_errors = body.get("node_errors") if isinstance(body, Mapping) else None
     if not isinstance(node_errors, Mapping):
@@ -242,8 +235,9 @@ class UnknownNode(JobError):
         return [] if first.get("editor_only") else list(first.get("classes", ()))
 
 
-def unknown_class(error: Mapping[str, Any]) -> str | None:
-    """The node class that ComfyUI does not know, if that is why it refused with this error."""
+def unknown_class(body: Any) -> str | None:
+    """The node class that ComfyUI does not know, if that is why it refused."""
+    error = _error_of(body)
     name = _extra_of(error).get("class_type")
     if error.get("type") == "missing_node_type" and name:
         return str(name)
@@ -251,20 +245,18 @@ def unknown_class(error: Mapping[str, Any]) -> str | None:
     return match[1].strip() if match else None
 
 
-def unknown_nodes(
-    workflow: Workflow, known: Sequence[str], named: str | None = None
-) -> UnknownNode | None:
-    """The error for all classes that are not `known`; if `known` is empty, only for `named`, which
-    ComfyUI reported. None if every class is known."""
+def unknown_nodes(workflow: Workflow, known: Sequence[str], reported: str) -> UnknownNode:
+    """The error for all classes that are not `known`; if none is, or `known` is empty, for the one
+    that ComfyUI `reported`."""
     classes = dict.fromkeys(node["class_type"] for node in workflow.values())
-    missing = [name for name in classes if name not in set(known)] if known else []
-    missing = missing or ([named] if named is not None else [])
-    if not missing:
-        return None
-    ids = [key for key, node in workflow.items() if node["class_type"] in missing]
+    there = set(known or classes)
+    missing = [name for name in classes if name not in there] or [reported]
+    lacking = set(missing)
+    ids = [key for key, node in workflow.items() if node["class_type"] in lacking]
     if any(EDITOR_ONLY.fullmatch(name) for name in missing):
         return _of_the_editor(workflow, missing, ids)
-    close = {cls: nearest(cls, known, _MISSPELT) for cls in missing}
+    # Each takes milliseconds of the event loop.
+    close = {cls: nearest(cls, known, _MISSPELT) for cls in missing[:_GUESSES]}
     return UnknownNode(
         "workflow.unknown_node",
         f"This ComfyUI has no node class {', '.join(missing)} (node {', '.join(ids) or '?'}).",
@@ -286,10 +278,10 @@ def _did_you_mean(close: Mapping[str, list[str]]) -> str:
 
 
 def _of_the_editor(workflow: Workflow, missing: list[str], ids: list[str]) -> UnknownNode:
-    told_of = ", ".join(f"{k} ({workflow[k]['class_type'][:60]})" for k in ids[:_LISTED])
+    listed = ", ".join(f"{k} ({workflow[k]['class_type'][:60]})" for k in ids[:_LISTED])
     return UnknownNode(
         "workflow.unknown_node",
-        f"Node {told_of} belongs to the editor and is not a node that ComfyUI can run: a "
+        f"Node {listed} belongs to the editor and is not a node that ComfyUI can run: a "
         "subgraph, a group node, a note, a reroute or a primitive.",
         "Export the workflow with Workflow → Export (API), which replaces these by the nodes "
         "behind them.",
@@ -309,7 +301,7 @@ def with_origins(error: UnknownNode, date: str, origins: Mapping[str, Origin]) -
             "`comfyui-worker nodes map --refresh`."
         )
         return _with_fix(error, fix)
-    said = [text for name, origin in origins.items() if (text := _where(name, origin))]
+    said = [text for name, origin in origins.items() if (text := _origin_text(name, origin))]
     if not said:
         return error
     listed = f"{' '.join(said[:_LISTED])} (By the map of nodes of {date}.)"
@@ -320,7 +312,7 @@ def with_origins(error: UnknownNode, date: str, origins: Mapping[str, Origin]) -
     return _with_fix(error, listed, packs=packs)
 
 
-def _where(name: str, origin: Origin) -> str:
+def _origin_text(name: str, origin: Origin) -> str:
     if origin.core:
         return f"{name} is ComfyUI's own: update the ComfyUI on the volume."
     if not origin.packs:

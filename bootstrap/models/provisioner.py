@@ -1,5 +1,9 @@
-"""Provisioning for a boot: started in the background, waited for with a limit, reported as
-findings."""
+"""This worker's provisioning: where its models go and with what they are fetched, in the background
+of a boot or a job, waited for with a limit, reported as findings.
+
+Models in the platform's cache are linked in a folder on this worker's own disk: the cache belongs
+to this host, and a link on the volume would be broken elsewhere (volume/args_file.py).
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from bootstrap.config import Settings
 from bootstrap.core.concurrency import threaded
@@ -18,11 +24,13 @@ from bootstrap.core.text import summarize_list
 from bootstrap.models.download.progress import LogMeter, MakeMeter
 from bootstrap.models.download.remote import DownloadOptions, RateLimiter
 from bootstrap.models.download.verify import check_content
-from bootstrap.models.installed import link_cached, shown_locally, wanted_of
+from bootstrap.models.manifest import canonical_place
 from bootstrap.models.manifest_entry import ModelSpec
+from bootstrap.models.presence import wanted_of
 from bootstrap.models.provision import (
     ProvisionContext,
     ProvisionResult,
+    crashed,
     provision,
     resolve_offline,
     summary,
@@ -38,6 +46,7 @@ from bootstrap.net import DownloadError
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.volume import MODELS, Layout, locate
 from bootstrap.volume.args_file import local_folders
+from bootstrap.volume.categories import category_of
 from bootstrap.volume.links import link_models
 
 _log = logging.getLogger("models")
@@ -58,19 +67,23 @@ def provision_context(
     roots = [*layout.model_roots, layout.home / MODELS]
     if layout.comfyui is not None:
         roots.append(layout.comfyui / MODELS)
-    options = DownloadOptions(
-        policy=AddressPolicy(settings.allow_private_download_urls, exempt=HubHosts()),
-        rate_limiter=_rate_limiter(settings.download_max_mbps),
-        connections=settings.download_connections,
-    )
     return ProvisionContext(
         models=target,
         sources=make_sources(settings),
-        options=options,
+        options=download_options(settings),
         within=(layout.root,),
         also=tuple(dict.fromkeys(root for root in roots if root != target)),
         make_meter=make_meter,
         cached=platform_cache(layout),
+    )
+
+
+def download_options(settings: Settings) -> DownloadOptions:
+    """How this worker downloads, models or custom node packs."""
+    return DownloadOptions(
+        policy=AddressPolicy(settings.allow_private_download_urls, exempt=HubHosts()),
+        rate_limiter=_rate_limiter(settings.download_max_mbps),
+        connections=settings.download_connections,
     )
 
 
@@ -111,6 +124,51 @@ def cached_by_platform(spec: ModelSpec, cache: Path = PLATFORM_CACHE) -> Path | 
     return found
 
 
+def shown_locally(spec: ModelSpec, folders: Mapping[str, str]) -> bool:
+    """Would ComfyUI find this model in a local models folder with `folders`?"""
+    category = category_of(PurePosixPath(spec.directory).parts[0])
+    return category is not None and category.folders[0] in folders.values()
+
+
+def link_cached(results: Sequence[ProvisionResult], models: Path) -> list[Path]:
+    """Link models in the platform's cache into the local folder `models`; returns the new links. A
+    link that is broken because the worker moved to another host is replaced.
+    """
+    made = []
+    for result in results:
+        if result.state != "cached" or result.path is None:
+            continue
+        place = models / canonical_place(result.spec)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.is_symlink() and not place.exists():
+            place.unlink(missing_ok=True)
+        with suppress(FileExistsError):  # also when another job has just linked it
+            place.symlink_to(result.path)
+            made.append(place)
+    return made
+
+
+def cached_models(models: Path) -> list[dict[str, Any]]:
+    """JSON-ready: the links in the local folder `models`; `from` is the target, `size` in bytes,
+    None if it is gone."""
+    links = sorted(path for path in models.rglob("*") if path.is_symlink())
+    return [
+        {
+            "path": str(link.relative_to(models)),
+            "size": _size_at(link),
+            "from": os.readlink(link),
+        }
+        for link in links
+    ]
+
+
+def _size_at(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
 def show_to_comfyui(
     settings: Settings, results: Sequence[ProvisionResult], local_models: Path | None
 ) -> tuple[Layout, list[Finding]]:
@@ -123,7 +181,7 @@ def show_to_comfyui(
     return layout, link_models(layout)
 
 
-class Provisioning:
+class Provisioner:
     """The models of one manifest, fetched by its own thread, in the current context. The first job
     waits in `wait_for_required`; after its limit the worker starts degraded, the thread goes on,
     and `findings` and `ready` change when it is done, or when `look_again` finds models that others
@@ -207,24 +265,14 @@ class Provisioning:
             provision(self._specs, self._context, self._stop, self._note)
         except Exception as fault:  # noqa: BLE001 - a thread's fault must be reported, not lost
             _log.error("provisioning stopped: %s", type(fault).__name__)
-            for result in _all_crashed(self._specs, fault):
-                if id(result.spec) not in self._results:
-                    self._note(result)
+            for spec in self._specs:
+                if id(spec) not in self._results:
+                    self._note(ProvisionResult(spec, "failed", problem=crashed(fault)))
 
     def _note(self, result: ProvisionResult) -> None:
         with self._changed:
             self._results[id(result.spec)] = result
             self._changed.notify_all()
-
-
-def _all_crashed(specs: Sequence[ModelSpec], fault: Exception) -> Iterator[ProvisionResult]:
-    problem = DownloadError(
-        "download.crashed",
-        f"a bug in this program ({type(fault).__name__}) while models were fetched.",
-        "Report it, with the manifest.",
-    )
-    for spec in specs:
-        yield ProvisionResult(spec, "failed", problem=problem)
 
 
 def _pending(specs: Sequence[ModelSpec]) -> Finding:

@@ -9,10 +9,12 @@ import re
 import shutil
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from bootstrap.core.archive import ArchiveTooLarge, BadArchive, Limits, unpack
 from bootstrap.net.addresses import shown
@@ -21,7 +23,7 @@ from handler.common.errors import Deadline, JobError, nearest
 from handler.common.media_types import HEAD_BYTES, extension_for, wrong_content
 from handler.inputs.fetch import Fetcher, RemoteFile
 from handler.inputs.volume_cache import ROOM_FIX, VolumeInputs
-from handler.request.fields import InputFile, filename_in
+from handler.request.input_files import InputFile, filename_in
 from handler.request.references import (
     is_folder_input,
     named_files,
@@ -35,6 +37,7 @@ from handler.request.references import (
 )
 from handler.request.workflow import Workflow
 
+T = TypeVar("T")
 _LISTED = 2000
 _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
 
@@ -69,13 +72,13 @@ class JobInputs:
         written. Raises JobError for invalid base64, URLs that cannot be fetched and wrong content,
         and TimeUp. `remove` must still be called then.
         """
-        names = await self._local.run(lambda: self._write_all(files), deadline.remaining)
+        names = await self._run(lambda: self._write_all(files), deadline)
         remote = [(file.reference, file) for file in files if file.url is not None]
         in_loaders = urls_to_load(workflow)
         remote += [(url, InputFile(filename_in(url), url=url)) for url in in_loaders]
         if remote:
             names |= await self._fetch(remote, deadline)
-        unpacked = await self._local.run(lambda: self._unpacked(files, names), deadline.remaining)
+        unpacked = await self._run(lambda: self._unpacked(files, names), deadline)
         plain = {name: found for name, found in unpacked.plain.items() if name not in names}
         names = {**unpacked.by_reference, **names, **unpacked.folders}
         substitute_urls(workflow, {url: names.pop(url) for url in in_loaders})
@@ -88,22 +91,32 @@ class JobInputs:
         """Delete the job's own input files. Blocks, on local disk."""
         self._ended = True
         for file in list(self._written):
-            file.unlink(missing_ok=True)
+            with suppress(OSError):  # a node may have put a folder there
+                file.unlink()
         for folder in list(self._folders):
             shutil.rmtree(folder, ignore_errors=True)
         self._shared.release(self._job_tag)
 
+    async def _run(self, work: Callable[[], T], deadline: Deadline) -> T:
+        """Run `work`, which writes files: those that it writes after the job has ended are removed
+        too."""
+
+        def tidied() -> T:
+            try:
+                return work()
+            finally:
+                if self._ended:
+                    self.remove()
+
+        return await self._local.run(tidied, deadline.remaining)
+
     def _unpacked(self, files: Sequence[InputFile], names: Mapping[str, str]) -> _Unpacked:
         """Unpack archives; of two with the same name in them, the later one counts."""
         found = _Unpacked()
-        try:
-            for file in files:
-                if file.unpack and not self._ended:
-                    self._unpack(file, self._folder / names[file.reference], found)
-            return found
-        finally:
-            if self._ended:  # the job has ended
-                self.remove()
+        for file in files:
+            if file.unpack and not self._ended:
+                self._unpack(file, self._folder / names[file.reference], found)
+        return found
 
     def _unpack(self, file: InputFile, archive: Path, found: _Unpacked) -> None:
         folder = archive.with_name(f"{archive.stem}-files")
@@ -123,10 +136,7 @@ class JobInputs:
     def _write_all(self, files: Sequence[InputFile]) -> dict[str, str]:
         """Write the request's files; returns ComfyUI's names for them."""
         decoded = [(file, _decode(file)) for file in files if file.data is not None]
-        names = {file.reference: self._write(file, content) for file, content in decoded}
-        if self._ended:  # the job has ended
-            self.remove()
-        return names
+        return {file.reference: self._write(file, content) for file, content in decoded}
 
     def _write(self, file: InputFile, content: bytes) -> str:
         """Write it; returns its name relative to the input folder."""
@@ -151,7 +161,7 @@ class JobInputs:
                 name = _tagged(file.name, f"{self._job_tag}-{number}")
                 wanted[key] = (RemoteFile(file.url or "", self._path_for(file, name)), file)
 
-        await self._local.run(prepare, deadline.remaining)
+        await self._run(prepare, deadline)
         try:
             await self._fetcher.fetch([one for one, _ in wanted.values()])
         except OSError as problem:
@@ -160,7 +170,7 @@ class JobInputs:
         def fetched() -> dict[str, str]:
             return {key: self._fetched(one, file) for key, (one, file) in wanted.items()}
 
-        return await self._local.run(fetched, deadline.remaining)
+        return await self._run(fetched, deadline)
 
     def _fetched(self, wanted: RemoteFile, file: InputFile) -> str:
         """Check that its content matches its name; without an extension it gets that of its
@@ -181,7 +191,7 @@ class JobInputs:
         try:
             os.fsencode(folder / name)
         except UnicodeEncodeError:
-            raise _no_name_here(file.name) from None
+            raise _not_encodable(file.name) from None
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
@@ -274,7 +284,7 @@ def _tagged(name: str, job_tag: str) -> str:
     return f"{stem}-{job_tag}{suffix}"
 
 
-def _no_name_here(name: str) -> JobError:
+def _not_encodable(name: str) -> JobError:
     return JobError(
         "image.bad_name",
         f"The name {name!a} cannot be written in this worker's file name encoding, "

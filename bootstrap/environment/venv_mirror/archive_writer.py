@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bootstrap.core.files import Disk, replacing
 from bootstrap.core.temp_files import Lease, look_at_leftover
-from bootstrap.environment.venv_mirror.archive import Content, Packed, write_archive
+from bootstrap.environment.venv_mirror.archive import Content, PackedFile, write_archive
 from bootstrap.environment.venv_mirror.layout import (
     LARGE,
     FileState,
@@ -27,7 +27,7 @@ from bootstrap.environment.venv_mirror.layout import (
     MirrorTree,
     is_fresh,
     source_of,
-    with_late_folders,
+    with_deferred_folders,
 )
 
 #: Days that an archive is kept after the last start that used it.
@@ -41,7 +41,7 @@ _HEADER = 16
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedPaths:
     """Paths below site-packages: files that processes opened, in order, libraries that they mapped,
     folders that they listed."""
 
@@ -56,7 +56,7 @@ def archive_at(store: Path, venv: Path, tag: str) -> Path:
     return store / f"{hashlib.sha256(f'{where} {tag}'.encode()).hexdigest()[:24]}.venv"
 
 
-def read_opened(log: Path, site: Path, source: Path) -> Opened:
+def read_opened(log: Path, site: Path, source: Path) -> OpenedPaths:
     """What the hook has noted so far. Raises OSError."""
     files: dict[str, None] = {}
     mapped: dict[str, None] = {}
@@ -70,7 +70,7 @@ def read_opened(log: Path, site: Path, source: Path) -> Opened:
         elif kind == "process" and value.isdigit():
             for path in _mapped_by(int(value)):
                 mapped.update(dict.fromkeys(_below(path, site, source)))
-    return Opened(tuple(files), tuple(mapped), tuple(folders))
+    return OpenedPaths(tuple(files), tuple(mapped), tuple(folders))
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,8 @@ class ArchiveWriter:
         archive.parent.mkdir(parents=True, exist_ok=True)
         before = _change_of(archive)
         lease = Lease(archive.parent, archive.name, Disk())
-        while not lease.acquire():
-            if time.monotonic() > end:
-                raise TimeoutError(f"another worker is still at {archive}")
-            time.sleep(_LOOK_EVERY)
-            if lease.look() is not None:
-                lease.break_stale()
+        if not lease.wait(timeout, _LOOK_EVERY):
+            raise TimeoutError(f"another worker is still at {archive}")
         try:
             if _change_of(archive) != before:
                 return 0
@@ -111,7 +107,7 @@ class ArchiveWriter:
         sweep(archive)
         return count
 
-    def _tree_of(self, files: Sequence[Packed]) -> MirrorTree:
+    def _tree_of(self, files: Sequence[PackedFile]) -> MirrorTree:
         """All folders with a needed file. Bytecode that this worker has compiled is included
         although it is not on the volume."""
         folders = dict(self.tree.folders)
@@ -119,8 +115,8 @@ class ArchiveWriter:
             parent, name = os.path.split(path)
             folder = folders.get(parent, ListedFolder(0))
             folders[parent] = ListedFolder(folder.mtime_ns, folder.files | {name}, folder.links)
-        whole = MirrorTree(folders, large=self.tree.large, late=self.tree.late)
-        return with_late_folders(whole, [*(packed.path for packed in files), *whole.large])
+        whole = MirrorTree(folders, large=self.tree.large, deferred=self.tree.deferred)
+        return with_deferred_folders(whole, [*(packed.path for packed in files), *whole.large])
 
     def _contents(self, wanted: Iterable[str], settled: int, end: float) -> Iterator[Content]:
         """Each file once. Bytecode comes with its source, which decides whether it is valid."""
@@ -150,14 +146,14 @@ class ArchiveWriter:
             found = _read(self.source / path)
         if found is None or found[0].size != len(found[1]):
             return None
-        return Packed(path, found[0], True), found[1]
+        return PackedFile(path, found[0], True), found[1]
 
     def _bytecode(self, path: str, source: FileState) -> Content | None:
         """The bytecode of this version of a source file, whoever compiled it."""
         found = _read(self.site / path)
         if found is None or not is_fresh(found[1][:_HEADER], source):
             return None
-        return Packed(path, FileState(len(found[1]), source.mtime_ns), False), found[1]
+        return PackedFile(path, FileState(len(found[1]), source.mtime_ns), False), found[1]
 
 
 def sweep(kept: Path) -> None:

@@ -7,8 +7,8 @@ import base64
 import io
 import json
 import struct
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -16,14 +16,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bootstrap.config import Settings
-from handler.common.calls import Calls
+from handler.common.blocking import Pool
 from handler.common.errors import JobError
-from handler.jobs import previews as module
-from handler.jobs.previews import Previews, small_jpeg
-from handler.request.fields import ProgressOptions, read_progress
+from handler.outputs import pictures as module
+from handler.outputs.pictures import Previews, small_jpeg
+from handler.request.options import ProgressOptions, read_progress
 from handler.request.parse import WorkflowRequest, parse_request
-from handler.sdk.progress import Progress
 from tests.end_to_end.test_worker import plain
+from tests.support.waiting import run_at_once
+
+T = TypeVar("T")
 
 
 def picture(side: int = 64, form: str = "JPEG", mode: str = "RGB") -> bytes:
@@ -94,49 +96,40 @@ def test_whatever_the_socket_sends_nothing_breaks(content: bytes) -> None:
     small_jpeg(frame(content), 64)
 
 
-class Heard(Progress):
-    """What a job would be told."""
+class NoThreads(Pool):
+    """Runs each call at once, in the loop."""
 
-    def __init__(self, images: list[str]) -> None:
-        super().__init__({})
-        self._images = images
-
-    def preview(self, image: str) -> None:
-        self._images.append(image)
+    async def run(self, work: Callable[[], T], seconds: float, _: object = None) -> T:
+        return work()
 
 
-def test_of_many_frames_the_newest_counts_and_one_in_two_seconds(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "_PREVIEW_EVERY", 0.3)
+def test_of_many_frames_the_newest_counts_and_one_in_two_seconds() -> None:
     heard: list[str] = []
 
     async def job() -> None:
         options = ProgressOptions(previews=True)
-        previews = Previews(options, Heard(heard), Calls.on(Path("/")).local)
-        for number in range(40):
+        previews = Previews(options, heard.append, NoThreads("local", 1, 1))
+        for number in range(18):
             previews.on_frame(frame(picture(8 + number)))
-            await asyncio.sleep(0.025)
+            await asyncio.sleep(0.35)
         previews.on_frame(b"\0" * 20_000_000)
         previews.end()
 
-    asyncio.run(job())
-    assert 2 <= len(heard) <= 5
+    run_at_once(job(), module)
     sides = [Image.open(io.BytesIO(base64.b64decode(i.partition(",")[2]))).width for i in heard]
-    assert sides == sorted(sides) and sides[0] <= 10 and sides[-1] > 20
+    assert sides == [8, 8 + int(2 / 0.35), 8 + int(4 / 0.35), 8 + int(6 / 0.35)]
 
 
-def test_none_comes_after_the_job_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PREVIEW_EVERY", 0.1)
+def test_none_comes_after_the_job_has_ended() -> None:
     heard: list[str] = []
 
     async def job() -> None:
-        previews = Previews(ProgressOptions(previews=True), Heard(heard), Calls.on(Path("/")).local)
+        previews = Previews(ProgressOptions(previews=True), heard.append, NoThreads("local", 1, 1))
         previews.on_frame(frame(picture(8)))
         previews.end()
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(5)
 
-    asyncio.run(job())
+    run_at_once(job(), module)
     assert heard == []
 
 

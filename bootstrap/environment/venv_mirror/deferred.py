@@ -42,8 +42,8 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
 
-class LateFolders:
-    """The late folders of `tree`, a mirror of `source` at `place`; built in the new folder
+class DeferredFolders:
+    """The deferred folders of `tree`, a mirror of `source` at `place`; built in the new folder
     `scratch` on the same disk. A folder that cannot be built stays a link."""
 
     def __init__(
@@ -58,7 +58,7 @@ class LateFolders:
     def start(self, timeout: float) -> threading.Thread:
         """Build them in the background, within `timeout` seconds. Raises nothing."""
         thread = threading.Thread(
-            target=self._make, args=(timeout,), name="late-folders", daemon=True
+            target=self._make, args=(timeout,), name="deferred-folders", daemon=True
         )
         thread.start()
         return thread
@@ -74,7 +74,7 @@ class LateFolders:
             if made is not None and make_links(
                 links, self._source, self._scratch, max(0.0, left), _NICE
             ):
-                for path in sorted(self._tree.late & made.folders.keys()):
+                for path in sorted(self._tree.deferred & made.folders.keys()):
                     self._put(path, made)
         shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -82,16 +82,16 @@ class LateFolders:
         """List the folders and create them in `scratch`, without files; None if time ran out."""
         made, pool = MirrorTree(), WorkerPool(_THREADS)
         walk = FullCopy(self._source, self._scratch, made, self._tag, pool, names_only=True)
-        for path in self._tree.late:
+        for path in self._tree.deferred:
             os.makedirs(os.path.join(self._scratch, path))
-        tasks = [partial(walk.look_at, path) for path in sorted(self._tree.late)]
+        tasks = [partial(walk.look_at, path) for path in sorted(self._tree.deferred)]
         return made if pool.run(tasks, timeout) else None
 
     def _put(self, path: str, made: MirrorTree) -> None:
         with suppress(OSError):
             _exchange(os.path.join(self._scratch, path), os.path.join(self._place, path))
             self._tree.folders.update({p: made.folders[p] for p in (path, *made.below(path))})
-            self._tree.late.discard(path)
+            self._tree.deferred.discard(path)
 
 
 def _exchange(folder: str, link: str) -> None:

@@ -46,6 +46,8 @@ _ROUTINE = re.compile(
     | IMPORT\ FAILED:\ nodes_ | This\ issue\ might\ be\ caused\ by\ new\ missing\ dependencies
     | Please\ do\ a:\ pip\ install
     | setup\ plugin\ alembic | Context\ impl\ SQLiteImpl | Will\ assume\ non-transactional
+    | Revision\ ID: | Revises: | Create\ Date: | Change\ preview_id\ FK
+    | Using\ (?:RAM\ pressure|LRU)\ cache | comfy-kitchen | No\ OpenGL_accelerate
     | No\ target\ revision | (?:Will\ assume|Running)\ .*upgrade | Database\ (?:is|upgraded)
     | INFO\ +\[alembic | comfyui-(?:embedded-docs|workflow-templates)\ .*(?:not\ found|version)
     | Starting\ server | To\ see\ the\ GUI\ go\ to: | Asset\ seeder | \[ComfyUI-Manager\]\ network
@@ -58,6 +60,15 @@ _CHAINED = ("During handling of the above exception", "The above exception was t
 _OPTIONAL = re.compile(r"Cannot import \S*/comfy_(?:extras|api_nodes)/")
 _BANNER = re.compile(r"_{20,}|\*+ ERROR \*+")
 _FRONT_END = re.compile(r"front-?end|workflow-templates|embedded-docs")
+# Since May 2026 (app/logger.py), to pipes too: a coloured level, then the message.
+_LEVEL = re.compile(r"(?:\x1b\[1m)?\x1b\[3\dm\[([A-Z]+)\]\x1b\[0m ")
+_SERIOUS = {
+    "WARNING": logging.WARNING,
+    "ERROR": logging.ERROR,
+    "CRITICAL": logging.CRITICAL,
+}
+# Colours and cursor movements, ComfyUI's and its nodes'.
+_TERMINAL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _MOST_HELD = 100
 _KEPT_EXITS = 5
 _KEPT_LINES = 2000  # custom nodes log while they are imported
@@ -255,7 +266,8 @@ class ComfyUI:
         pipe.close()
 
     def _keep(self, line: bytes, own_log: deque[str], lines: LogLines) -> None:
-        text = masked(line.decode("utf-8", "replace").rstrip())
+        text, level = read_line(line)
+        text = masked(text)
         if self.launch.home is not None:
             text = text.replace(str(self.launch.comfyui), str(self.launch.home))
         if text:
@@ -263,7 +275,7 @@ class ComfyUI:
             self._lines += 1
             own_log.append(text)
             self._log.append(text)
-            self._show(lines.feed(text))
+            self._show(lines.feed(text, level))
 
     def _next_chunk(self, pipe: IO[bytes], lines: LogLines) -> bytes:
         """The next output; empty at the end. Held lines do not wait for it."""
@@ -277,6 +289,15 @@ class ComfyUI:
     def _show(self, lines: list[tuple[int, str]]) -> None:
         for level, text in lines:
             _log.log(level, "%s%s", self.launch.label, text)
+
+
+def read_line(line: bytes) -> tuple[str, int]:
+    """A line of output without colours, and the level that ComfyUI gives it: WARNING and above;
+    INFO for all others, and for all of an older ComfyUI."""
+    text = line.decode("utf-8", "replace")
+    named = _LEVEL.search(text)
+    text = _TERMINAL.sub("", _LEVEL.sub("", text)).rstrip()
+    return text, _SERIOUS.get(named[1], logging.INFO) if named else logging.INFO
 
 
 def _catches(pid: int, number: int) -> bool:
@@ -312,7 +333,7 @@ def not_startable(problem: OSError) -> Finding:
 
 
 class LogLines:
-    """Sorts the lines of one process into INFO (shown) and DEBUG (routine).
+    """Tells the routine lines of one process (DEBUG) from those to be shown (at their own level).
 
     Lines whose meaning is clear only at their end (a traceback, a banner) are held until then: call
     `flush` if nothing follows for a moment, and at the end.
@@ -320,6 +341,7 @@ class LogLines:
 
     def __init__(self) -> None:
         self._held: list[str] = []
+        self._level = logging.INFO  # the highest of those held
         self._raised = False  # a traceback's last line was seen
 
     @property
@@ -327,36 +349,41 @@ class LogLines:
         """Is anything held?"""
         return bool(self._held)
 
-    def feed(self, line: str) -> list[tuple[int, str]]:
+    def feed(self, line: str, level: int) -> list[tuple[int, str]]:
         """Lines that can be judged now, with their level."""
         if not self._held:
             if line == _TRACEBACK or _BANNER.fullmatch(line):
-                self._held, self._raised = [line], False
+                self._raised = False
+                self._hold(line, level)
                 return []
-            return [(logging.DEBUG if _ROUTINE.match(line) else logging.INFO, line)]
+            return [(logging.DEBUG if _ROUTINE.match(line) else level, line)]
         in_banner = self._held[0] != _TRACEBACK
-        return self._in_banner(line) if in_banner else self._in_traceback(line)
+        return self._in_banner(line, level) if in_banner else self._in_traceback(line, level)
 
     def flush(self) -> list[tuple[int, str]]:
         """The held lines, to be shown."""
-        return self._released(logging.INFO)
+        return self._released(self._level)
 
-    def _in_banner(self, line: str) -> list[tuple[int, str]]:
-        self._held.append(line)
+    def _in_banner(self, line: str, level: int) -> list[tuple[int, str]]:
+        self._hold(line, level)
         if _BANNER.fullmatch(line):
             harmless = any(_FRONT_END.search(held) for held in self._held)
-            return self._released(logging.DEBUG if harmless else logging.INFO)
+            return self._released(logging.DEBUG) if harmless else self.flush()
         return self.flush() if len(self._held) > _MOST_HELD else []
 
-    def _in_traceback(self, line: str) -> list[tuple[int, str]]:
+    def _in_traceback(self, line: str, level: int) -> list[tuple[int, str]]:
         if not self._raised or line.startswith((" ", *_CHAINED)):
             self._raised = not line.startswith((" ", _TRACEBACK, *_CHAINED))
-            self._held.append(line)
+            self._hold(line, level)
             return self.flush() if len(self._held) > _MOST_HELD else []
         if _OPTIONAL.match(line):
-            return [*self._released(logging.DEBUG), (logging.INFO, line)]
-        return [*self.flush(), *self.feed(line)]
+            return [*self._released(logging.DEBUG), (level, line)]
+        return [*self.flush(), *self.feed(line, level)]
+
+    def _hold(self, line: str, level: int) -> None:
+        self._held.append(line)
+        self._level = max(self._level, level)
 
     def _released(self, level: int) -> list[tuple[int, str]]:
-        held, self._held = self._held, []
+        held, self._held, self._level = self._held, [], logging.INFO
         return [(level, line) for line in held]

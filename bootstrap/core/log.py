@@ -41,7 +41,7 @@ def set_up(level: str = "info", comfyui_level: str | None = None, as_json: bool 
     root.addHandler(_Handler(_JSONForm() if as_json else _PlainForm()))
     for name in _OURS:
         logging.getLogger(name).setLevel(level.upper())
-    # A higher level is ComfyUI's to apply (`--verbose`): its lines do not say their level.
+    # A higher level is ComfyUI's to apply (`--verbose`): not all its lines say theirs.
     logging.getLogger("comfyui").setLevel("DEBUG" if comfyui_level == "debug" else "INFO")
     _route_libraries()
     logging.captureWarnings(True)

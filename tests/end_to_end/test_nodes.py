@@ -31,6 +31,18 @@ class FromManifest:
 
 NODE_CLASS_MAPPINGS = {"FromManifest": FromManifest}
 """
+# What ComfyUI's app/logger.py does since May 2026.
+COLOURED = """
+import logging
+
+class Coloured(logging.Formatter):
+    def format(self, record):
+        number, bold = (33, "\\033[1m") if record.levelno >= logging.WARNING else (32, "")
+        return f"{bold}\\033[{number}m[{record.levelname}]\\033[0m {super().format(record)}"
+
+for handler in logging.getLogger().handlers:
+    handler.setFormatter(Coloured("%(message)s"))
+"""
 MAP = {"https://github.com/owner/Absent-Pack": [["AbsentNode"], {"title_aux": "Absent"}]}
 
 
@@ -53,6 +65,14 @@ def own_volume(
         {"git": f"{server.url}/owner/Gone", "commit": COMMIT},
     ]
     (volume / "nodes.json").write_text(json.dumps({"version": 1, "nodes": wanted}))
+    packs = volume / "ComfyUI" / "custom_nodes"
+    for name, file, content in (
+        ("coloured", "prestartup_script.py", COLOURED),
+        ("coloured", "__init__.py", "NODE_CLASS_MAPPINGS = {}"),
+        ("broken", "__init__.py", "import surely_not_there"),
+    ):
+        (packs / name).mkdir(exist_ok=True)
+        (packs / name / file).write_text(content)
     return volume
 
 
@@ -85,6 +105,14 @@ def test_a_pack_that_cannot_be_fetched_is_reported_and_jobs_still_run(
     (missing,) = [f for f in supplied.report.findings if f.details.get("pack") == "Gone"]
     assert (missing.code, missing.severity) == ("nodes.no_ref", Severity.WARNING)
     assert supplied.ask({"workflow": plain()})["status"] == "completed"
+
+
+def test_a_pack_that_cannot_be_imported_is_found_in_a_coloured_log(supplied: BootedWorker) -> None:
+    (failed,) = [f for f in supplied.report.findings if f.code == "nodes.import_failed"]
+    assert "broken" in failed.message and "surely_not_there" in failed.message
+    log = supplied.serving.comfyui.log_tail(2000)
+    assert any(line.startswith("   0.") and line.endswith("/coloured") for line in log)
+    assert not any("\x1b" in line for line in log)
 
 
 def test_an_images_comfyui_gets_packs_on_a_volume_without_any(

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from bootstrap.comfyui.process import LogLines
+from bootstrap.comfyui.process import LogLines, read_line
 
 OPTIONAL = """\
 Traceback (most recent call last):
@@ -55,7 +55,7 @@ def shown(text: str) -> list[str]:
     """The lines at INFO; all lines must come out, each once and in order."""
     sorter, judged = LogLines(), []
     for line in text.splitlines():
-        judged += sorter.feed(line)
+        judged += sorter.feed(line, logging.INFO)
     judged += sorter.flush()
     assert [line for _, line in judged] == text.splitlines()
     return [line for level, line in judged if level >= logging.INFO]
@@ -99,7 +99,51 @@ def test_a_traceback_that_something_else_follows_hides_nothing() -> None:
 
 def test_what_is_held_is_known_to_be() -> None:
     sorter = LogLines()
-    held = [(bool(sorter.feed(line)), sorter.holds) for line in ("got prompt", PACK.split("\n")[0])]
+    held = [
+        (bool(sorter.feed(line, logging.INFO)), sorter.holds)
+        for line in ("got prompt", PACK.split("\n")[0])
+    ]
     assert held == [(True, False), (False, True)]
     assert sorter.flush() == [(logging.INFO, "Traceback (most recent call last):")]
     assert (sorter.flush(), sorter.holds) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("\x1b[32m[INFO]\x1b[0m got prompt\n", (logging.INFO, "got prompt")),
+        (
+            "\x1b[32m[INFO]\x1b[0m \x1b[32mPrompt executed in 1.00 seconds\x1b[0m\n",
+            (logging.INFO, "Prompt executed in 1.00 seconds"),
+        ),
+        ("\x1b[36m[DEBUG]\x1b[0m it was asked for\n", (logging.INFO, "it was asked for")),
+        ("\x1b[1m\x1b[33m[WARNING]\x1b[0m slow\n", (logging.WARNING, "slow")),
+        ("\x1b[1m\x1b[31m[ERROR]\x1b[0m bad\n", (logging.ERROR, "bad")),
+        ("\x1b[1m\x1b[35m[CRITICAL]\x1b[0m worst\n", (logging.CRITICAL, "worst")),
+        (
+            "  a node's print \x1b[1m\x1b[33m[WARNING]\x1b[0m    0.1 seconds: a\n",
+            (logging.WARNING, "  a node's print    0.1 seconds: a"),
+        ),
+        ("\x1b[92m[a pack]\x1b[0m ready\x1b[K \n", (logging.INFO, "[a pack] ready")),
+        ("[ERROR] a node's own tag\n", (logging.INFO, "[ERROR] a node's own tag")),
+        ("\x1b[32m[INFO]\x1b[0m \n", (logging.INFO, "")),
+    ],
+)
+def test_lines_since_may_2026_lose_their_colours_and_tell_their_level(
+    written: str, expected: tuple[int, str]
+) -> None:
+    text, level = read_line(written.encode())
+    assert (level, text) == expected
+
+
+def test_lines_keep_their_level_unless_they_are_routine() -> None:
+    sorter = LogLines()
+    assert sorter.feed("slow", logging.WARNING) == [(logging.WARNING, "slow")]
+    assert sorter.feed("torchaudio missing, ACE", logging.WARNING)[0][0] == logging.DEBUG
+    first, *rest = PACK.splitlines()
+    judged = sorter.feed(first, logging.ERROR)
+    for line in rest:
+        judged += sorter.feed(line, logging.INFO)
+    trace = [(logging.ERROR, line) for line in (first, *rest[:-1])]
+    assert judged == [*trace, (logging.INFO, rest[-1])], "a traceback has one level"
+    assert sorter.feed("got prompt", logging.INFO) == [(logging.INFO, "got prompt")]

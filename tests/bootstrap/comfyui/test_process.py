@@ -221,6 +221,20 @@ def test_the_log_goes_to_ours_with_a_prefix(make: Make, capfd: pytest.CaptureFix
     assert written.out == ""
 
 
+def test_colours_of_a_comfyui_since_may_2026_hide_nothing_from_the_worker(
+    make: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    comfyui = make("exit 1 \x1b[32m[INFO]\x1b[0m \x1b[32mPrompt executed in 1 seconds\x1b[0m")
+    comfyui.start()
+    wait_until(lambda: comfyui.ended() is not None)
+    assert comfyui.prompts_ended == 1
+    assert comfyui.exits[-1].log[-1] == "Prompt executed in 1 seconds"
+    behave(comfyui, "exit 1 \x1b[1m\x1b[33m[WARNING]\x1b[0m slow")
+    comfyui.start()
+    wait_until(lambda: comfyui.ended() is not None)
+    assert "[comfyui] WARN: slow\n" in capfd.readouterr().err
+
+
 def test_a_traceback_that_does_not_end_is_shown_soon(
     make: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,7 +111,7 @@ def test_a_pure_module_opens_no_file(name: str) -> None:
 OWN_THREADS = {
     "handler.common.blocking",
     "handler.sdk.shutdown",
-    "handler.execution.recovery",
+    "handler.execution.restarts",
     "handler.outputs.volume_store",
 }
 

@@ -347,7 +347,7 @@ class BootPlan:
                 (*volume.args, *chosen.args, *device_flag(number, count, flags, volume.args)),
                 env,
                 port + number if port else 0,
-                home=volume.comfyui,
+                display_root=volume.comfyui,
                 label=f"{number + 1}: " if count > 1 else "",
             )
             for number, (place, work) in enumerate(code.places)

@@ -83,7 +83,7 @@ CODES = {"comfyui.not_startable": "The operating system refused to start ComfyUI
 
 @dataclass(frozen=True)
 class Launch:
-    """Everything needed to start ComfyUI. `home` is its place on the volume; its log then names
+    """Everything needed to start ComfyUI. `display_root` is its place on the volume; its log names
     files there, where they can be fixed, and not in the running copy at `comfyui`. `label` prefixes
     its log lines if there are several ComfyUIs.
     """
@@ -95,7 +95,7 @@ class Launch:
     extra_args: tuple[str, ...]
     env: Mapping[str, str]
     port: int
-    home: Path | None = None
+    display_root: Path | None = None
     label: str = ""
 
 
@@ -132,7 +132,7 @@ class ComfyUI:
         return self._started
 
     @property
-    def starts(self) -> int:
+    def generation(self) -> int:
         """How often it was started; changes with each new process."""
         return self._ended + (self._process is not None)
 
@@ -268,8 +268,8 @@ class ComfyUI:
     def _keep(self, line: bytes, own_log: deque[str], lines: LogLines) -> None:
         text, level = read_line(line)
         text = masked(text)
-        if self.launch.home is not None:
-            text = text.replace(str(self.launch.comfyui), str(self.launch.home))
+        if self.launch.display_root is not None:
+            text = text.replace(str(self.launch.comfyui), str(self.launch.display_root))
         if text:
             self.prompts_ended += text.startswith(_PROMPT_ENDED)
             self._lines += 1

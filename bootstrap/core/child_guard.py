@@ -47,7 +47,7 @@ def main(parent: int, command: list[str]) -> int:
         if asked or os.getppid() != parent:
             _end(child)
     _kill_group(child.pid, signal.SIGKILL)
-    _kill_strays()
+    _kill_orphans()
     return child.returncode
 
 
@@ -74,21 +74,21 @@ def _kill_group(group: int, number: int) -> None:
         pass
 
 
-def _kill_strays() -> None:
+def _kill_orphans() -> None:
     """Processes that left the group with their own session are our children by now, and their
     children become ours when they die."""
-    while strays := _children():
-        for stray in strays:
-            os.kill(stray, signal.SIGKILL)
-        for stray in strays:
-            os.waitpid(stray, 0)
+    while orphans := _children():
+        for orphan in orphans:
+            os.kill(orphan, signal.SIGKILL)
+        for orphan in orphans:
+            os.waitpid(orphan, 0)
 
 
 def _reap_orphans(child: int) -> None:
     """Dead orphans would stay zombies as long as ComfyUI lives."""
-    for stray in _children():
-        if stray != child:
-            os.waitpid(stray, os.WNOHANG)
+    for orphan in _children():
+        if orphan != child:
+            os.waitpid(orphan, os.WNOHANG)
 
 
 def _children() -> list[int]:

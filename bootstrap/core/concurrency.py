@@ -31,8 +31,9 @@ _BUSY = 0.5  # of a processor: all that Python's lock leaves them is one
 
 
 def threaded(work: Callable[[], None], name: str | None = None) -> threading.Thread:
-    """A daemon thread, not yet started, in this context: its log lines belong to the current
-    job."""
+    """A daemon thread, not yet started, in this context: its log lines belong to the current job.
+    A thread that outlives its job (a restart of ComfyUI, the clean-up) takes `threading.Thread`.
+    """
     run = contextvars.copy_context().run
     return threading.Thread(target=run, args=(work,), name=name, daemon=True)
 

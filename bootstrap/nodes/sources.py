@@ -21,7 +21,7 @@ from bootstrap.models.download.remote import DownloadOptions, Locate, Remote, St
 from bootstrap.models.download.verify import Wanted
 from bootstrap.models.sources import WebFile
 from bootstrap.models.sources.https import Https
-from bootstrap.net import DownloadError
+from bootstrap.net import DownloadError, WrongBytes
 from bootstrap.net.addresses import shown
 from bootstrap.net.http import Channel, explain
 from bootstrap.nodes.manifest import GitPin, PackSpec, RegistryPin
@@ -208,7 +208,7 @@ class PackSources:
             try:
                 return self.https.locate(WebFile(url), None, wanted, channel)
             except DownloadError as failed:
-                if failed.status != 404 and failed.code != "download.not_a_model":
+                if failed.status != 404 and not isinstance(failed, WrongBytes):
                     raise
                 problem = problem or failed
         assert problem is not None

@@ -6,8 +6,8 @@ from handler.execution.history import with_withheld
 from handler.execution.node_progress import ProgressUpdate
 from handler.execution.prompt_run import run_prompt
 from handler.execution.queue import Prompt, PromptQueue, PromptResult
-from handler.execution.recovery import ComfyRecovery, MemoryRelief
 from handler.execution.refusal import UnknownNode, hint_for, with_origins
+from handler.execution.restarts import ComfyRecovery, MemoryRelief
 
 __all__ = [
     "ComfyRecovery",

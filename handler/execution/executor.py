@@ -24,7 +24,7 @@ from handler.execution.queue import (
     PromptResult,
     QueueEntry,
 )
-from handler.execution.recovery import ComfyRecovery
+from handler.execution.restarts import ComfyRecovery
 from handler.sdk.shutdown import JobHandle
 
 _log = logging.getLogger(__name__)
@@ -111,13 +111,13 @@ class PromptExecutor:
         probe = False
         for _ in range(_MAX_ATTEMPTS):
             await self._prepare(entry, probe)
-            generation = self._comfyui.starts
+            generation = self._comfyui.generation
             try:
                 result = await run_prompt(
                     self._comfyui, prompt, entry, self._models, self._known, self._calls, probe
                 )
                 await entry.wait_until_head()  # so that earlier ones are cleaned up
-                lost = entry.state is EntryState.LOST or self._comfyui.starts != generation
+                lost = entry.state is EntryState.LOST or self._comfyui.generation != generation
                 if result.history.failure is None or not lost:
                     return result
             except PromptLost:

@@ -115,7 +115,7 @@ class _Run:
     reachable: bool
 
     def __post_init__(self) -> None:
-        self.generation = self.comfyui.starts
+        self.generation = self.comfyui.generation
         self.ended_before = self.comfyui.prompts_ended
         self.client_id = uuid.uuid4().hex
         self.prompt_id = str(uuid.uuid4())
@@ -166,7 +166,7 @@ class _Run:
             await self.entry.wait_until_head()
 
     def _process_is_gone(self) -> bool:
-        return self.comfyui.starts != self.generation or self.comfyui.ended() is not None
+        return self.comfyui.generation != self.generation or self.comfyui.ended() is not None
 
     async def _submit(self) -> Mapping[str, Any]:
         """The errors of the nodes that ComfyUI leaves out. Raises the reason if it takes none."""
@@ -216,7 +216,7 @@ class _Run:
     async def _refused(self, answer: Refused) -> JobError:
         known: list[str] = []
         if refusal.unknown_class(answer.body) is not None:
-            known = await self.known.names(self.client, self.comfyui.starts)
+            known = await self.known.names(self.client, self.comfyui.generation)
         await self._fill_in_choices(answer.body)
         return refusal.explain(
             answer.body, self.prompt.workflow, known, self.models, self.prompt.hints
@@ -291,7 +291,7 @@ class _Run:
         return history.read_entry(found)
 
     def _raise_if_lost(self) -> None:
-        if self.entry.state is EntryState.LOST or self.comfyui.starts != self.generation:
+        if self.entry.state is EntryState.LOST or self.comfyui.generation != self.generation:
             raise PromptLost
 
     async def _is_queued(self) -> bool:

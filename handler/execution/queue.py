@@ -163,7 +163,8 @@ class QueueEntry:
 
     def _become(self, state: EntryState) -> None:
         """The one place where a state changes."""
-        assert state in _TRANSITIONS[self._state], f"{self._state.name} to {state.name}"
+        if state not in _TRANSITIONS[self._state]:
+            raise RuntimeError(f"{self._state.name} to {state.name}")
         self._state = state
         self._queue.notify()
 

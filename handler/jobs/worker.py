@@ -323,7 +323,7 @@ def _state(comfyui: ComfyUI) -> dict[str, Any]:
         "running": running,
         "answers": running and is_answering(comfyui, _ANSWER_SECONDS),
         "port": comfyui.port,
-        "starts": comfyui.starts,
+        "starts": comfyui.generation,
         "exits": [_exit(exit) for exit in comfyui.exits],
         "log": comfyui.log_tail(_LOG_LINES),
     }

@@ -306,7 +306,7 @@ def test_a_comfyui_that_did_not_start_with_the_worker_is_tried_again_later(
     )
     worker = boot_worker(worker_env)
     assert_refused(worker.ask({"workflow": plain()}), "comfyui.exited", "This worker cannot run")
-    assert worker.serving.comfyui.starts == 1
+    assert worker.serving.comfyui.generation == 1
     breaking.unlink()
     (jobs,) = worker.worker._instances
     monkeypatch.setattr(jobs._recovery, "_clock", lambda: time.monotonic() + 60)

@@ -107,11 +107,11 @@ def test_nothing_runs_on_for_a_job_that_failed(worker: BootedWorker) -> None:
 
 
 def test_a_deadline_ends_what_was_queued_too(worker: BootedWorker) -> None:
-    before = worker.serving.comfyui.starts
+    before = worker.serving.comfyui.generation
     reply = worker.ask({"workflow": queueing(slow_prompt()), "max_wait": 4})
     assert_refused(reply, "job.timeout")
     assert_free(worker)
-    assert worker.serving.comfyui.starts == before, "interrupted, not restarted"
+    assert worker.serving.comfyui.generation == before, "interrupted, not restarted"
 
 
 def test_a_deadline_while_the_first_prompt_runs_ends_what_it_queued_too(
@@ -120,7 +120,7 @@ def test_a_deadline_while_the_first_prompt_runs_ends_what_it_queued_too(
     first = queueing(slow_prompt())
     first["6"] = node("TestSleep", image=["3", 0], seconds=30.0)
     first["4"]["inputs"]["images"] = ["6", 0]
-    before = worker.serving.comfyui.starts
+    before = worker.serving.comfyui.generation
     assert_refused(worker.ask({"workflow": first, "max_wait": 4}), "job.timeout")
     assert_free(worker)
-    assert worker.serving.comfyui.starts == before, "interrupted, not restarted"
+    assert worker.serving.comfyui.generation == before, "interrupted, not restarted"

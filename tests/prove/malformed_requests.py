@@ -72,13 +72,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _report(worker: BootedWorker, volume: Path, count: int, first: int) -> int:
-    start, life = time.monotonic(), worker.serving.comfyui.starts
+    start, life = time.monotonic(), worker.serving.comfyui.generation
     codes: Counter[str] = Counter()
     while codes.total() < count:  # one run ends early when it finds nothing new
         codes += hurl(worker, volume, count - codes.total(), first + codes.total())
     for code, number in codes.most_common():
         print(f"{number:6}  {code}")
-    alive = worker.serving.comfyui.starts == life
+    alive = worker.serving.comfyui.generation == life
     print(
         f"{codes.total()} requests in {time.monotonic() - start:.0f} s (seed {first}), "
         f"{len(codes)} kinds of reply, ComfyUI {'never restarted' if alive else 'RESTARTED'}"

@@ -82,7 +82,7 @@ def test_it_runs_with_our_flags_and_the_users(make: Make) -> None:
         f"arguments --listen 127.0.0.1 --port {comfyui.port} --output-directory {output} --cpu"
     )
     assert comfyui.url == f"http://127.0.0.1:{comfyui.port}"
-    assert (comfyui.ended(), comfyui.starts) == (None, 1)
+    assert (comfyui.ended(), comfyui.generation) == (None, 1)
 
 
 def test_what_is_left_of_earlier_connections_does_not_cost_the_port(make: Make) -> None:
@@ -111,7 +111,7 @@ def test_starting_twice_starts_one_process(make: Make) -> None:
     comfyui = started(make())
     process = serving_process(comfyui)
     comfyui.start()
-    assert serving_process(comfyui) == process and comfyui.starts == 1
+    assert serving_process(comfyui) == process and comfyui.generation == 1
 
 
 def test_stop_leaves_no_process_not_even_one_with_a_session_of_its_own(make: Make) -> None:
@@ -146,7 +146,7 @@ def test_who_asks_whether_it_has_ended_does_not_wait_until_it_is_stopped(make: M
 def test_stopping_what_does_not_run_is_fine(make: Make) -> None:
     comfyui = make()
     comfyui.stop()
-    assert (comfyui.ended(), comfyui.starts) == (None, 0)
+    assert (comfyui.ended(), comfyui.generation) == (None, 0)
 
 
 def test_a_crash_loop_is_counted_and_only_its_last_exits_are_kept(make: Make) -> None:
@@ -154,7 +154,7 @@ def test_a_crash_loop_is_counted_and_only_its_last_exits_are_kept(make: Make) ->
     for _ in range(7):
         assert comfyui.start()
         wait_until(lambda: comfyui.ended() is not None)
-    assert (comfyui.starts, len(comfyui.exits)) == (7, 5)
+    assert (comfyui.generation, len(comfyui.exits)) == (7, 5)
 
 
 def test_exits_are_listed_while_one_more_is_recorded(make: Make) -> None:
@@ -184,7 +184,7 @@ def test_a_killed_comfyui_is_started_again_by_the_next_start(make: Make) -> None
     wait_until(lambda: comfyui.ended() is not None)
     assert explain_exit(comfyui.exits[0]).code == "comfyui.killed"
     started(comfyui)
-    assert (comfyui.starts, len(comfyui.exits)) == (2, 1)
+    assert (comfyui.generation, len(comfyui.exits)) == (2, 1)
 
 
 def test_an_earlier_processs_last_words_do_not_explain_a_later_ones_end(make: Make) -> None:

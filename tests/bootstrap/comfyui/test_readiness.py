@@ -180,7 +180,7 @@ def test_a_port_that_is_taken_each_time_is_reported_after_three_starts(comfyui: 
     comfyui.start()
     finding = wait_until_ready(comfyui, 60).finding
     assert finding is not None and finding.code == "comfyui.port_taken"
-    assert comfyui.starts == 3
+    assert comfyui.generation == 3
     assert "Remove COMFYUI_PORT" not in finding.fix
 
 

@@ -213,10 +213,10 @@ def test_no_state_follows_that_cannot() -> None:
     async def scenario() -> None:
         queue = PromptQueue()
         async with queue.enter(Deadline(1)) as entry:
-            with pytest.raises(AssertionError, match="WAITING to LOST"):
+            with pytest.raises(RuntimeError, match="WAITING to LOST"):
                 entry.lost()
             entry.submitted()
-            with pytest.raises(AssertionError, match="RUNNING to LOST"):
+            with pytest.raises(RuntimeError, match="RUNNING to LOST"):
                 entry.lost()
 
     asyncio.run(scenario())

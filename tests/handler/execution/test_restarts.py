@@ -15,7 +15,7 @@ from bootstrap.comfyui import ComfyUI
 from bootstrap.config import Settings
 from handler.common.blocking import Pool
 from handler.common.errors import Deadline, JobError
-from handler.execution.recovery import ComfyRecovery, MemoryRelief
+from handler.execution.restarts import ComfyRecovery, MemoryRelief
 from tests.bootstrap.comfyui.test_process import behave
 from tests.support import fake_comfyui
 from tests.support.waiting import wait_until
@@ -64,13 +64,13 @@ def test_a_start_that_keeps_failing_is_reported_at_once_and_tried_again_later(be
     assert [code(error) for error in reported] == [
         "comfyui.module_missing", "comfyui.module_missing", "comfyui.keeps_failing",
     ]  # fmt: skip
-    starts = bench.comfyui.starts
+    starts = bench.comfyui.generation
     error = bench.ready()
     assert code(error) == "comfyui.keeps_failing"
     assert "3 times" in str(error) and "30 s" in str(error) and "torchsde" in str(error)
-    assert bench.comfyui.starts == starts, "left alone"
+    assert bench.comfyui.generation == starts, "left alone"
     bench.now = 31
-    assert "4 times" in str(bench.ready()) and bench.comfyui.starts == starts + 1
+    assert "4 times" in str(bench.ready()) and bench.comfyui.generation == starts + 1
     bench.now = 31 + 59
     assert "4 times" in str(bench.ready()), "the rest doubles"
     behave(bench.comfyui, "")
@@ -85,16 +85,16 @@ def test_a_restart_beside_the_reply_keeps_the_rest_too(bench: Bench) -> None:
     behave(bench.comfyui, BROKEN)
     for _ in range(3):
         bench.ready()
-    starts = bench.comfyui.starts
+    starts = bench.comfyui.generation
     bench.recovery.restart_in_background()
-    assert bench.comfyui.starts == starts
+    assert bench.comfyui.generation == starts
 
 
 def test_a_start_that_only_takes_long_is_not_a_failure(bench: Bench) -> None:
     behave(bench.comfyui, "hang")
     for _ in range(4):
         assert code(bench.ready(0.3)) == "job.timeout"
-    assert bench.comfyui.starts == 1
+    assert bench.comfyui.generation == 1
 
 
 def test_a_folder_that_is_gone_is_reported(bench: Bench, tmp_path: Path) -> None:
@@ -109,23 +109,23 @@ def test_a_port_that_is_taken_while_comfyui_starts_costs_no_job(bench: Bench) ->
     behave(bench.comfyui, "waiting")
 
     def take() -> None:
-        wait_until(lambda: bench.comfyui.starts == 1)
+        wait_until(lambda: bench.comfyui.generation == 1)
         with socket.socket() as other:
             other.bind(("127.0.0.1", port))
             fake_comfyui.let_go(bench.comfyui)
-            wait_until(lambda: bench.comfyui.starts == 2 and bench.comfyui.was_ready)
+            wait_until(lambda: bench.comfyui.generation == 2 and bench.comfyui.was_ready)
 
     taking = threading.Thread(target=take)
     taking.start()
     assert bench.ready() is None
     taking.join()
-    assert bench.comfyui.port != port and bench.comfyui.starts == 2
+    assert bench.comfyui.port != port and bench.comfyui.generation == 2
 
 
 def test_a_process_that_is_replaced_is_another(bench: Bench) -> None:
     assert bench.ready() is None
     asyncio.run(bench.recovery.end("The GPU failed"))
     bench.recovery.restart_in_background()
-    wait_until(lambda: bench.comfyui.starts == 2)
+    wait_until(lambda: bench.comfyui.generation == 2)
     assert bench.ready() is None
     assert len(bench.comfyui.exits) == 1

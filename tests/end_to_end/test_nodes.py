@@ -108,7 +108,7 @@ def test_a_pack_that_cannot_be_fetched_is_reported_and_jobs_still_run(
 
 
 def test_a_pack_that_cannot_be_imported_is_found_in_a_coloured_log(supplied: BootedWorker) -> None:
-    (failed,) = [f for f in supplied.report.findings if f.code == "nodes.import_failed"]
+    (failed,) = [f for f in supplied.report.noticed if f.code == "nodes.import_failed"]
     assert "broken" in failed.message and "surely_not_there" in failed.message
     log = supplied.serving.comfyui.log_tail(2000)
     assert any(line.startswith("   0.") and line.endswith("/coloured") for line in log)

@@ -106,7 +106,7 @@ class _Command(ManifestCommand[ModelSpec]):
 
     @cached_property
     def _context(self) -> ProvisionContext:
-        context = provision_context(self.settings, self.layout, meters_for())
+        context = provision_context(self.settings, self.layout, meters_for(sys.stderr))
         return replace(context, sources=self._sources or context.sources)
 
     def load(self) -> tuple[Sequence[ModelSpec], Sequence[Finding]] | None:

@@ -8,7 +8,7 @@ import difflib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bootstrap.core.findings import Fault, Finding
@@ -129,28 +129,27 @@ class ComfyUnreachable(ComfyBroken):
 class Deadline:
     """Expires `seconds` after its creation, on a monotonic clock; pauses do not count."""
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._clock = clock
-        self._start = clock()
+        self._start = time.monotonic()
         self._paused: float | None = None
         self._pauses = 0.0
 
     def pause(self) -> None:
         """Stop the clock, if it runs."""
         if self._paused is None:
-            self._paused = self._clock()
+            self._paused = time.monotonic()
 
     def resume(self) -> None:
         """Start the clock again, if it is stopped."""
         if self._paused is not None:
-            self._pauses += self._clock() - self._paused
+            self._pauses += time.monotonic() - self._paused
             self._paused = None
 
     @property
     def elapsed(self) -> float:
         """Seconds since its creation, without pauses."""
-        now = self._clock() if self._paused is None else self._paused
+        now = time.monotonic() if self._paused is None else self._paused
         return now - self._start - self._pauses
 
     @property

@@ -6,7 +6,7 @@ from handler.execution.history import with_withheld
 from handler.execution.node_progress import ProgressUpdate
 from handler.execution.prompt_run import run_prompt
 from handler.execution.queue import Prompt, PromptQueue, PromptResult
-from handler.execution.recovery import ComfyRecovery, MemoryRelief
+from handler.execution.recovery import ComfyRecovery, MemoryRelief, memory_gauge
 from handler.execution.refusal import UnknownNode, hint_for, with_origins
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "PromptResult",
     "UnknownNode",
     "hint_for",
+    "memory_gauge",
     "run_prompt",
     "with_origins",
     "with_withheld",

@@ -33,6 +33,7 @@ from handler.execution import (
     PromptResult,
     UnknownNode,
     hint_for,
+    memory_gauge,
     with_origins,
     with_withheld,
 )
@@ -115,7 +116,8 @@ class WorkflowJobs:
         self._models = layout.models
         self._known = KnownClasses()
         self._uncomputed: set[JobHandle] = set()
-        self._recovery = ComfyRecovery(comfyui, MemoryRelief(settings), calls.control, faults)
+        relief = MemoryRelief(settings, memory_gauge())
+        self._recovery = ComfyRecovery(comfyui, relief, calls.control, faults)
         self._executor = PromptExecutor(comfyui, self._recovery, self._models, self._known, calls)
         keep_workflow = (settings.warmup_workflow or "").lower() == LAST
         self._prefetcher = ModelPrefetcher(

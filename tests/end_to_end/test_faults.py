@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -22,6 +23,7 @@ from demo.volume import DemoVolume
 from handler.common.blocking import Pool
 from handler.common.errors import Deadline
 from handler.execution import ComfyRecovery, MemoryRelief
+from handler.execution import recovery as recovery_module
 from tests.conftest import BootedWorker, environment, furnished
 from tests.end_to_end.test_worker import assert_refused, plain
 from tests.support.secret_names import secret_names
@@ -308,8 +310,8 @@ def test_a_comfyui_that_did_not_start_with_the_worker_is_tried_again_later(
     assert_refused(worker.ask({"workflow": plain()}), "comfyui.exited", "This worker cannot run")
     assert worker.serving.comfyui.starts == 1
     breaking.unlink()
-    (jobs,) = worker.worker._instances
-    monkeypatch.setattr(jobs._recovery, "_clock", lambda: time.monotonic() + 60)
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + 60)
+    monkeypatch.setattr(recovery_module, "time", later)
     assert_works(worker)
     assert_works(worker)
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from bootstrap.comfyui import ComfyUI
 from bootstrap.config import Settings
 from handler.common.blocking import Pool
 from handler.common.errors import Deadline, JobError
+from handler.execution import recovery
 from handler.execution.recovery import ComfyRecovery, MemoryRelief
 from tests.bootstrap.comfyui.test_process import behave
 from tests.support import fake_comfyui
@@ -34,9 +36,7 @@ class Bench:
     def __post_init__(self) -> None:
         settings, _ = Settings.from_env({})
         relief = MemoryRelief(settings, lambda: 0.0)
-        self.recovery = ComfyRecovery(
-            self.comfyui, relief, Pool("control", 4, 4), clock=lambda: self.now
-        )
+        self.recovery = ComfyRecovery(self.comfyui, relief, Pool("control", 4, 4))
 
     def ready(self, seconds: float = 60) -> JobError | None:
         """The error a job gets; None when ComfyUI is ready for it."""
@@ -48,9 +48,11 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     comfyui = fake_comfyui.write(tmp_path / "ComfyUI", tmp_path / "work")
-    yield Bench(comfyui)
+    bench = Bench(comfyui)
+    monkeypatch.setattr(recovery, "time", SimpleNamespace(monotonic=lambda: bench.now))
+    yield bench
     comfyui.stop()
 
 

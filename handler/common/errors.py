@@ -31,6 +31,7 @@ CODES = {
     "workflow.ui_format": "The workflow was saved in the editor's own format",
     "workflow.bad_node": "An entry of the workflow is not a node",
     "workflow.bad_link": "A node is linked to a node that does not exist",
+    "workflow.too_deep": "More nodes follow one another in the workflow than ComfyUI can check",
     "workflow.no_output": "The workflow has no output node",
     "workflow.name_unknown": "There is no workflow of that name on the volume",
     "workflow.unknown_node": "A node class is not installed in this ComfyUI",

@@ -38,6 +38,7 @@ from handler.request.parse import (
     Request,
     WorkflowRequest,
     WorkflowsRequest,
+    decoded,
     parse_request,
 )
 from handler.sdk.job_slots import JobSlots
@@ -146,7 +147,7 @@ class Worker:
 
     async def _request(self, job: Mapping[str, Any]) -> Request:
         """A fault of the worker takes precedence over one of the request."""
-        given = job.get("input")
+        given = decoded(job.get("input"))
 
         def read() -> Request:
             named = None if self._named is None else self._named.read
@@ -154,9 +155,9 @@ class Worker:
             return parse_request(given, self._settings, job.get(S3_CONFIG), named, job_id)
 
         try:
-            if isinstance(given, Mapping) and "workflow_name" not in given:
-                return read()
-            return await self.calls.volume.call_or_fail(read, _NAMED_SECONDS)
+            if isinstance(given, Mapping) and "workflow_name" in given:
+                return await self.calls.volume.call_or_fail(read, _NAMED_SECONDS)
+            return read()
         except TimeUp:
             raise _slow_volume() from None
         except JobError:

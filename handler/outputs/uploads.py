@@ -96,7 +96,8 @@ class BucketUploader:
 
     def _stored_size(self, client: Any, key: str) -> int | None:
         """What the bucket has; None if these credentials may only write, which is enough where
-        results are read at a public address."""
+        results are read at a public address: the store has confirmed all that was sent, since an
+        upload that it refuses or that ends early raises in `_send`."""
         try:
             return int(client.head_object(Bucket=self._bucket.name, Key=key)["ContentLength"])
         except client.exceptions.ClientError as problem:

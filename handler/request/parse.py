@@ -110,11 +110,9 @@ def parse_request(
     named_workflow: Callable[[str], NamedWorkflow] | None = None,
     job_id: str = "",
 ) -> Request:
-    """Parse a job's `input`; without a `type` it is a workflow. Raises JobError."""
+    """Parse a job's `input` (`decoded`); without a `type` it is a workflow. Raises JobError."""
     if given is None:
         raise JobError("request.no_input", "The job has no input.", HOW_TO_ASK)
-    if isinstance(given, str):
-        given = _parsed(given)
     if not isinstance(given, Mapping):
         raise wrong_type("input", "an object", given)
     check_limits(given, settings.max_request_mb)
@@ -130,12 +128,14 @@ def parse_request(
     return _READERS[name](given, RequestContext(settings, s3_config, named_workflow, job_id))
 
 
-def _parsed(text: str) -> object:
-    """Decode an input that is JSON text, as clients of worker-comfyui may send; else the text."""
+def decoded(given: object) -> object:
+    """A job's `input`, which may also be JSON text, as clients of worker-comfyui may send it."""
+    if not isinstance(given, str):
+        return given
     try:
-        return json.loads(text.removeprefix(BOM))
+        return json.loads(given.removeprefix(BOM))
     except (ValueError, RecursionError):
-        return text
+        return given
 
 
 _WORKFLOW_FIELDS = {

@@ -94,13 +94,14 @@ def _wait_for(url: str) -> None:
 class Misbehaviour:
     """What the bad server does with each request: answer a status with S3's XML, or hang up after
     some bytes of the body; `lies_about_size` is the size that HEAD claims. With `write_only` only a
-    HEAD is refused."""
+    HEAD is refused; `head` is its status otherwise."""
 
     status: int = 403
     code: str = "AccessDenied"
     cut_after: int | None = None
     lies_about_size: int | None = None
     write_only: bool = False
+    head: int | None = None
     seen: list[str] = field(default_factory=list)
 
 
@@ -132,7 +133,7 @@ def bad_s3_server(way: Misbehaviour) -> Iterator[str]:
 
         def do_HEAD(self) -> None:
             way.seen.append(f"HEAD {self.path}")
-            self.send_response(way.status if way.write_only else 200)
+            self.send_response(way.status if way.write_only else way.head or 200)
             self.send_header("Content-Length", str(way.lies_about_size or 0))
             self.end_headers()
 

@@ -111,6 +111,17 @@ def test_credentials_that_may_only_write_are_enough_for_a_public_address(
             assert f"answered {status}" in failure(given, a_file(tmp_path, 10))
 
 
+@pytest.mark.parametrize("way", [Misbehaviour(403), Misbehaviour(500), Misbehaviour(cut_after=9)])
+@pytest.mark.parametrize("size", [1000, 20_000_000], ids=["one part", "many parts"])
+def test_an_upload_that_fails_is_none_for_a_public_address_either(
+    tmp_path: Path, way: Misbehaviour, size: int
+) -> None:
+    """Although a HEAD that is refused, as for an object that is not there, would not be."""
+    way.head = 403
+    with bad_s3_server(way) as url:
+        failure(replace(bucket(url), public_url=f"{url}/public"), a_file(tmp_path, size))
+
+
 def test_a_server_that_cuts_is_reported(tmp_path: Path) -> None:
     with bad_s3_server(Misbehaviour(cut_after=1000)) as url:
         text = failure(bucket(url), a_file(tmp_path, 3_000_000))

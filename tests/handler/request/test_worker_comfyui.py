@@ -18,7 +18,7 @@ from demo.volume import DemoVolume
 from handler.common.errors import JobError
 from handler.common.reply import completed, failed
 from handler.request.compatibility import in_requested_form
-from handler.request.parse import WorkflowRequest, parse_request
+from handler.request.parse import WorkflowRequest, decoded, parse_request
 from tests.conftest import BootedWorker, environment, workflow
 from tests.end_to_end.test_faults import through
 from tests.end_to_end.test_worker import from_file, plain, png
@@ -139,10 +139,10 @@ def test_the_log_level_is_one_that_comfyui_takes(
 
 
 def test_its_input_may_be_json_text() -> None:
-    request = parse_request(json.dumps({"workflow": plain()}), Settings())
+    request = parse_request(decoded(json.dumps({"workflow": plain()})), Settings())
     assert isinstance(request, WorkflowRequest)
     with pytest.raises(JobError, match="input is the string"):
-        parse_request("{not json", Settings())
+        parse_request(decoded("{not json"), Settings())
 
 
 def test_a_requests_key_goes_before_the_endpoints() -> None:

@@ -27,7 +27,7 @@ def add_bytecode(demo: DemoVolume, comfyui: Path) -> None:
     key = digest(_COMPILE, str(demo.path), str(demo.python))
 
     def build(place: Path) -> None:
-        command = [demo.python, "-c", _COMPILE, demo.comfyui, place]
+        command = [str(demo.python), "-c", _COMPILE, str(demo.comfyui), str(place)]
         subprocess.run(command, check=True, timeout=120)
 
     compiled = entry(demo.path.with_name(f"bytecode-{key}"), build)

@@ -15,27 +15,25 @@ import asyncio
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from bootstrap.comfyui import WorkDir
 from bootstrap.config import Settings
-from bootstrap.config.bucket import Bucket
 from bootstrap.core.files import Stamp
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.volume import Layout
 from handler.common import reply
 from handler.common.blocking import Calls, TimeUp, gather_all
 from handler.common.errors import Deadline, JobError
-from handler.outputs.local_files import (
+from handler.outputs.job_outputs import (
+    GRACE_SECONDS,
+    DeliveryOptions,
     DeliveryPolicy,
     EagerDelivery,
-    LocalFiles,
-    OutputClaim,
-    encoded,
-    stamp_of,
+    JobOutputs,
 )
+from handler.outputs.local_files import LocalFiles, encoded, stamp_of
 from handler.outputs.produced import Produced, saved_as
 from handler.outputs.results import (
     CollectedOutputs,
@@ -46,55 +44,12 @@ from handler.outputs.results import (
     write_out,
     zipped,
 )
-from handler.outputs.uploads import BucketUploader, NotUploaded, PresignedUploader, Upload
+from handler.outputs.uploads import NotUploaded, Upload
 from handler.outputs.volume_store import NotSaved, VolumeStore
-from handler.request.options import OutputOptions
 
 T = TypeVar("T")
 CODES = {"job.not_delivered": "The results of a job could not be delivered in time"}
-_AT_ONCE = 4
-# Extra time, so that results are not discarded because the job's time is up.
-GRACE_SECONDS = 10.0
 _ROOM_FOR_THE_REST = 100_000  # bytes of a reply besides the contents of files
-
-
-@dataclass(frozen=True)
-class DeliveryOptions:
-    """How a job's results are delivered. `job_tag` is unique to the job."""
-
-    job_tag: str
-    deadline: Deadline
-    output: OutputOptions = field(default_factory=OutputOptions)
-    bucket: Bucket | None = None
-
-    @property
-    def destination(self) -> str:
-        """`base64`, `s3` or `volume`."""
-        return self.output.delivery or ("s3" if self.uploads else "base64")
-
-    @property
-    def uploads(self) -> bool:
-        """Can results be uploaded?"""
-        return self.bucket is not None or bool(self.output.upload_urls)
-
-
-@dataclass
-class JobOutputs:
-    """The results of one job, from its start to their delivery. `limit` starts when the job has
-    been computed or has failed; uploads must end by `upload_limit`, which leaves time for another
-    way if they fail."""
-
-    options: DeliveryOptions
-    eager: EagerDelivery
-    scratch: Path
-    claim: OutputClaim = field(default_factory=OutputClaim)
-    limit: Deadline = field(default_factory=lambda: Deadline(GRACE_SECONDS))
-    upload_limit: Deadline = field(default_factory=lambda: Deadline(GRACE_SECONDS))
-    uploader: BucketUploader | PresignedUploader | None = None
-    # Their size has changed since they were found; `size` is the new one.
-    resized: list[Result] = field(default_factory=list)
-    not_uploaded: set[int] = field(default_factory=set)  # places of results
-    at_once: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
 
 
 class Delivery:
@@ -180,7 +135,7 @@ class Delivery:
         deduplicate_names(found.results)
         if job.options.output.zip:
             await self._zip(found, job)
-        job.uploader = self._uploader_for(found.results, job)
+        job.connect(found.results, self._policy)
         early = self._for_the_reply(found, job)
         encoding = [self._encode(result, job) for result in early]
         await gather_all([*encoding, *(self._place(result, job) for result in found.results)])
@@ -242,17 +197,6 @@ class Delivery:
         made.warnings += [warning for result in files for warning in result.warnings]
         found.results = [made, *(result for result in found.results if result.local is None)]
 
-    def _uploader_for(
-        self, results: Sequence[Result], job: JobOutputs
-    ) -> BucketUploader | PresignedUploader | None:
-        if job.options.output.upload_urls:
-            keys = [_key(result, job) for result in results if result.local is not None]
-            addresses = dict(zip(keys, job.options.output.upload_urls, strict=False))
-            return PresignedUploader(addresses, self._policy, job.upload_limit)
-        if job.options.bucket is None:
-            return None
-        return BucketUploader(job.options.bucket, self._policy, job.upload_limit)
-
     async def _place(self, result: Result, job: JobOutputs) -> None:
         """Deliver one result to its destination."""
         if result.local is None:
@@ -271,7 +215,7 @@ class Delivery:
         """Upload to the bucket; a warning if that fails."""
         if job.uploader is None or result.local is None or result.place in job.not_uploaded:
             return False
-        uploader, upload = job.uploader, Upload(result.local, _key(result, job), result.mime_type)
+        uploader, upload = job.uploader, Upload(result.local, job.key(result), result.mime_type)
         try:
             async with job.at_once:
                 result.url = await self._calls.network.run(
@@ -444,8 +388,3 @@ class Delivery:
 
 def _no_file(problem: OSError) -> str:
     return f"its file could not be created ({problem.strerror or problem})"
-
-
-def _key(result: Result, job: JobOutputs) -> str:
-    prefix = job.options.bucket.prefix if job.options.bucket else ""
-    return (Path(prefix) / result.subfolder / result.filename).as_posix()

@@ -5,37 +5,27 @@ files stay in place; if one is gone, or was overwritten by another job, the node
 
 from __future__ import annotations
 
-import asyncio
 import os
 import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pybase64
 
 from bootstrap.comfyui import WorkDir
 from bootstrap.core.files import Stamp, open_regular
 from bootstrap.volume import Layout
-from handler.common.blocking import Background, Pool, TimeUp, is_set_within
-from handler.outputs.produced import Produced, ProducedFile, produced, saved_as
-from handler.outputs.volume_store import NotSaved, VolumeStore
+from handler.outputs.produced import Produced, ProducedFile
 
 # File times lag slightly behind the process clock.
 _CLOCK_LAG = 0.05
 # A volume's file times are its server's.
 _VOLUME_CLOCK_LAG = 60.0
-T = TypeVar("T")
-_LOOK_SECONDS = 30.0
-# As much as a whole job may take by default; a delivery never waits longer than its own limit.
-_WORK_SECONDS = 300.0
-_AT_ONCE = 4
 
 
 @dataclass
@@ -256,138 +246,3 @@ def stamp_from(status: os.stat_result) -> Stamp:
 def _changed_at(path: Path) -> float:
     stamp = stamp_of(path)
     return 0.0 if stamp is None else stamp.changed_ns / 1e9
-
-
-@dataclass(frozen=True)
-class DeliveryPolicy:
-    """How files are delivered: `kept` on the volume under names with `job_tag`, and encoded, up to
-    `room` bytes in total."""
-
-    job_tag: str
-    kept: bool
-    room: float
-
-
-@dataclass
-class _Pending:
-    """A file whose delivery started with this `stamp`."""
-
-    stamp: Stamp
-    kept: asyncio.Task[str | None] | None
-    content: asyncio.Task[Content | None] | None
-    used: bool = False
-
-
-class EagerDelivery:
-    """Delivers one job's files early. A delivery is valid while its file has not changed since. For
-    one event loop; nothing here blocks."""
-
-    def __init__(
-        self, policy: DeliveryPolicy, files: LocalFiles, store: VolumeStore, local: Pool
-    ) -> None:
-        self._policy = policy
-        self._files = files
-        self._store = store
-        self._local = local
-        self._room = policy.room
-        self._pending: dict[Path, _Pending] = {}
-        self._looks: set[asyncio.Task[None]] = set()
-        self._looked = asyncio.Event()
-        self._at_once = asyncio.Semaphore(_AT_ONCE)
-
-    def on_output(self, outputs: Mapping[str, Any]) -> None:
-        """A node reports these outputs, in the history's form."""
-        if self._policy.kept or self._policy.room:
-            look = asyncio.ensure_future(self._begin(outputs))
-            self._looks.add(look)
-            look.add_done_callback(self._end_look)
-
-    async def kept_at(self, local: Path, stamp: Stamp | None, seconds: float) -> str | None:
-        """The path on the volume of the file with this `stamp`; None if it is not there within
-        `seconds`."""
-        pending = await self._current(local, stamp, seconds)
-        if pending is None or pending.kept is None:
-            return None
-        path = await _within(pending.kept, seconds)
-        pending.used = path is not None
-        return path
-
-    async def encoded(self, local: Path, stamp: Stamp | None, seconds: float) -> Content | None:
-        """The file with this `stamp` in base64; None if it was not encoded."""
-        pending = await self._current(local, stamp, seconds)
-        if pending is None or pending.content is None:
-            return None
-        return await _within(pending.content, seconds)
-
-    def end(self, background: Background) -> None:
-        """Delete, in the background, kept copies of files that were changed or removed since."""
-        for look in list(self._looks):
-            look.cancel()
-        for pending in self._pending.values():
-            if pending.content is not None:
-                pending.content.cancel()
-            if not pending.used and pending.kept is not None:
-                background.add(self._delete(pending.kept))
-
-    def _end_look(self, look: asyncio.Task[None]) -> None:
-        self._looks.discard(look)
-        if not self._looks:
-            self._looked.set()
-
-    async def _delete(self, kept: asyncio.Task[str | None]) -> None:
-        path = await _within(kept, _WORK_SECONDS)
-        if path is not None:
-            await self._store.delete(path)
-
-    async def _begin(self, outputs: Mapping[str, Any]) -> None:
-        try:
-            found = await self._local.run(lambda: self._find(outputs), _LOOK_SECONDS)
-        except (TimeUp, OSError):
-            return  # retried when the job ends
-        for local, stamp in found:
-            if local in self._pending:
-                continue
-            kept = content = None
-            if self._policy.kept:
-                place = saved_as(local, self._files.output, self._policy.job_tag)
-                kept = self._attempt(partial(self._store.save, local, *place, _WORK_SECONDS))
-            if stamp.size <= self._room:
-                self._room -= stamp.size
-                reading = partial(encoded, local)
-                content = self._attempt(partial(self._local.run, reading, _WORK_SECONDS))
-            self._pending[local] = _Pending(stamp, kept, content)
-
-    def _attempt(self, work: Callable[[], Awaitable[T]]) -> asyncio.Task[T | None]:
-        """None if it fails: it is retried when the job ends."""
-
-        async def attempt() -> T | None:
-            try:
-                async with self._at_once:
-                    return await work()
-            except (NotSaved, TimeUp, OSError):
-                return None
-
-        return asyncio.ensure_future(attempt())
-
-    def _find(self, outputs: Mapping[str, Any]) -> list[tuple[Path, Stamp]]:
-        """Files that are certainly results, in ComfyUI's output folder."""
-        found: list[tuple[Path, Stamp]] = []
-        for item in produced(outputs)[0]:
-            if isinstance(item, ProducedFile) and not item.guessed:
-                local = self._files.find(item)
-                if local is not None and local.is_relative_to(self._files.output):
-                    stamp = stamp_of(local)
-                    found += [] if stamp is None else [(local, stamp)]
-        return found
-
-    async def _current(self, local: Path, stamp: Stamp | None, seconds: float) -> _Pending | None:
-        if self._looks:
-            self._looked.clear()
-            await is_set_within(self._looked, seconds)
-        pending = self._pending.get(local)
-        return pending if pending is not None and stamp == pending.stamp else None
-
-
-async def _within(task: asyncio.Task[T | None], seconds: float) -> T | None:
-    done, _ = await asyncio.wait({task}, timeout=seconds)
-    return task.result() if done and not task.cancelled() else None

@@ -28,7 +28,7 @@ from handler.outputs.produced import (
     saved_as,
     tagged,
 )
-from handler.request.options import OutputOptions
+from handler.request.fields import OutputOptions
 
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same results give the same file
 _BLOCK = 1024 * 1024

@@ -26,10 +26,11 @@ from bootstrap.config.bucket import bucket_of
 from bootstrap.volume import Layout
 from handler.common.blocking import Calls
 from handler.common.errors import Deadline, JobError
-from handler.outputs.delivery import Delivery, DeliveryOptions, JobOutputs
+from handler.outputs.delivery import Delivery
+from handler.outputs.job_outputs import DeliveryOptions, JobOutputs
 from handler.outputs.local_files import Content, encoded
 from handler.outputs.produced import Produced, ProducedFile, ProducedText, produced, tagged
-from handler.request.options import OutputOptions
+from handler.request.fields import OutputOptions
 from tests.support.s3_server import (
     BUCKET,
     KEY_ID,

@@ -15,6 +15,7 @@ import asyncio
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,7 +49,7 @@ from handler.outputs.uploads import NotUploaded, Upload
 from handler.outputs.volume_store import NotSaved, VolumeStore
 
 T = TypeVar("T")
-CODES = {"job.not_delivered": "The results of a job could not be delivered in time"}
+_WRITING_SECONDS, _LOOK_EVERY = 5.0, 0.05
 _ROOM_FOR_THE_REST = 100_000  # bytes of a reply besides the contents of files
 
 
@@ -98,12 +99,13 @@ class Delivery:
         job.limit = Deadline(seconds + (GRACE_SECONDS if job.options.uploads else 0))
         found, answer = CollectedOutputs(), None
         try:
+            unfinished = await self._wait_for_writers(job)
             found = await self._collect(produced, job)
-            found.warnings[:0] = warnings
+            found.warnings[:0] = [*warnings, *unfinished]
             answer = await self._deliver(found, job, more)
             return answer
         except TimeUp:
-            raise self._not_delivered(found, job) from None
+            raise job.not_delivered(found.results) from None
         finally:
             await asyncio.shield(self._end(job, found, answered=answer is not None))
 
@@ -119,6 +121,17 @@ class Delivery:
             job.eager.end(self._calls.background)
             self._calls.background.add(self._saver.flush_record())
             self.files.release(job.claim)
+
+    async def _wait_for_writers(self, job: JobOutputs) -> list[str]:
+        """Wait a few seconds for reported files that a node's thread or process still writes;
+        warnings about those that are not complete then."""
+        limit, files = Deadline(_WRITING_SECONDS), job.claim.results
+        while files:
+            files = await self._call(partial(self.files.unfinished, files), job)
+            if limit.expired:
+                return [f"{path.name} was still being written" for path in files]
+            await asyncio.sleep(_LOOK_EVERY if files else 0)
+        return []
 
     async def _collect(self, produced: Sequence[Produced], job: JobOutputs) -> CollectedOutputs:
         def collect() -> CollectedOutputs:
@@ -277,8 +290,10 @@ class Delivery:
             except NotSaved as problem:
                 lost.append(str(problem))
             else:
-                with suppress(OSError):
-                    await self._call(local.unlink, job)
+                if stamp is not None:
+                    with suppress(TimeUp):
+                        removing = partial(self.files.remove, local, stamp)
+                        await self._calls.local.run(removing, GRACE_SECONDS)
 
         if rest:
             stamps = await self._call(lambda: [stamp_of(path) for path in rest], job)
@@ -370,20 +385,6 @@ class Delivery:
             await self._calls.local.run(tidy, GRACE_SECONDS)
         except TimeUp:
             self.files.release(job.claim)
-
-    def _not_delivered(self, found: CollectedOutputs, job: JobOutputs) -> JobError:
-        left = [r for r in found.results if r.local is not None and not (r.path or r.url)]
-        kept = [r.path for r in found.results if r.path]
-        names = ", ".join(r.filename for r in left[:5]) or "The results"
-        return JobError(
-            "job.not_delivered",
-            f"The workflow ran, but {names} could not be delivered within "
-            f"{job.limit.seconds:.0f} s.",
-            "What was kept is named in `kept`; the other files are kept on the volume with the "
-            "next job of this worker. Allow more time with max_wait, or look at the volume.",
-            kept=kept,
-            files=[r.filename for r in left],
-        )
 
 
 def _no_file(problem: OSError) -> str:

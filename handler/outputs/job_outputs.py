@@ -14,7 +14,7 @@ from bootstrap.config.bucket import Bucket
 from bootstrap.core.files import Stamp
 from bootstrap.net.addresses import AddressPolicy
 from handler.common.blocking import Background, Pool, TimeUp, is_set_within
-from handler.common.errors import Deadline
+from handler.common.errors import Deadline, JobError
 from handler.outputs.local_files import Content, LocalFiles, OutputClaim, encoded, stamp_of
 from handler.outputs.produced import ProducedFile, produced, saved_as
 from handler.outputs.results import Result
@@ -23,6 +23,7 @@ from handler.outputs.volume_store import NotSaved, VolumeStore
 from handler.request.fields import OutputOptions
 
 T = TypeVar("T")
+CODES = {"job.not_delivered": "The results of a job could not be delivered in time"}
 # Extra time, so that results are not discarded because the job's time is up.
 GRACE_SECONDS = 10.0
 _LOOK_SECONDS = 30.0
@@ -217,3 +218,18 @@ class JobOutputs:
             self.uploader = PresignedUploader(addresses, policy, self.upload_limit)
         elif self.options.bucket is not None:
             self.uploader = BucketUploader(self.options.bucket, policy, self.upload_limit)
+
+    def not_delivered(self, results: Sequence[Result]) -> JobError:
+        """The error for results whose time is up."""
+        left = [r for r in results if r.local is not None and not (r.path or r.url)]
+        kept = [r.path for r in results if r.path]
+        names = ", ".join(r.filename for r in left[:5]) or "The results"
+        return JobError(
+            "job.not_delivered",
+            f"The workflow ran, but {names} could not be delivered within "
+            f"{self.limit.seconds:.0f} s.",
+            "What was kept is named in `kept`; the other files are kept on the volume with the "
+            "next job of this worker. Allow more time with max_wait, or look at the volume.",
+            kept=kept,
+            files=[r.filename for r in left],
+        )

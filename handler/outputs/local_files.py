@@ -5,13 +5,14 @@ files stay in place; if one is gone, or was overwritten by another job, the node
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 import stat
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,13 +27,17 @@ from handler.outputs.produced import Produced, ProducedFile
 _CLOCK_LAG = 0.05
 # A volume's file times are its server's.
 _VOLUME_CLOCK_LAG = 60.0
+# A file that is open for longer than this without a change is done: its writer forgot to close it.
+_PAUSE_IN_WRITING = 2.0
 
 
 @dataclass
 class OutputClaim:
     """One job's files until they are delivered: those it `reported`, and the `rest` in the output
-    folder. It ended at `until` (seconds since 1970). `released`: nothing is claimed any more."""
+    folder. `results` are all that it reported. It ended at `until` (seconds since 1970).
+    `released`: nothing is claimed any more."""
 
+    results: list[Path] = field(default_factory=list)
     reported: list[Path] = field(default_factory=list)
     rest: list[Path] = field(default_factory=list)
     until: float = 0.0
@@ -53,6 +58,7 @@ class LocalFiles:
         self._began = time.time()
         self._reported: dict[Path, Stamp] = {}
         self._settled = 0.0  # the end of the job to which the files `_reported` belong
+        self._kept: dict[Path, Stamp] = {}  # delivered, but still there
         self._claimed: Counter[Path] = Counter()
         self._lock = threading.Lock()
 
@@ -120,7 +126,8 @@ class LocalFiles:
             if claim.released:  # this call took too long, and the job went on without it
                 return
             rest = dict.fromkeys(self._unreported(until))
-            reported = [path for path in reported if path not in rest]
+            claim.results = list(reported)
+            reported = [path for path in claim.results if path not in rest]
             self._claimed.update([*rest, *reported])
             claim.rest += rest
             claim.reported += reported
@@ -150,13 +157,32 @@ class LocalFiles:
             last = {path: stamp for path in ours if (stamp := stamp_of(path)) is not None}
             if claim.until >= self._settled:
                 last, self._reported, self._settled = self._reported, last, claim.until
+            last = {**self._kept, **last}
             done_with = [p for p in last if p not in self._reported and not self._claimed[p]]
             self._claimed.update(done_with)  # so that no other job claims them
         for path in done_with:
-            if stamp_of(path) == last[path]:  # otherwise overwritten since
-                with suppress(OSError):
-                    path.unlink()
+            self.remove(path, last[path])
         self.release(OutputClaim(reported=done_with))
+
+    def remove(self, path: Path, stamp: Stamp) -> None:
+        """Remove a file that was delivered with this stamp. One that has changed since is the next
+        job's; one that is being written, or cannot be removed, stays until a later job has ended.
+        """
+        with self._lock:
+            self._kept[path] = stamp
+            self._claimed[path] += 1
+        stays = _stays(path, stamp)
+        with self._lock:
+            if not stays:
+                self._kept.pop(path, None)
+            self._release(OutputClaim(reported=[path]))
+
+    def unfinished(self, paths: Iterable[Path]) -> list[Path]:
+        """Those that something is writing: open for it, and changed a moment ago."""
+        since = time.time() - _PAUSE_IN_WRITING
+        return [
+            p for p in paths if _changed_at(p) > since and self._is_ours(p) and is_being_written(p)
+        ]
 
     def _release(self, claim: OutputClaim) -> None:
         self._claimed.subtract([*claim.rest, *claim.reported])
@@ -166,7 +192,7 @@ class LocalFiles:
     def _unreported(self, until: float) -> Iterator[Path]:
         for path in _files_below(self.output):
             stamp = stamp_of(path)
-            known = self._claimed[path] or self._reported.get(path) == stamp
+            known = self._claimed[path] or stamp in (self._reported.get(path), self._kept.get(path))
             if stamp is not None and not known and _changed_at(path) <= until:
                 yield path
 
@@ -178,6 +204,34 @@ class LocalFiles:
         return stamp is not None and (
             stamp.changed_ns / 1e9 >= since - _CLOCK_LAG or self._reported.get(path) == stamp
         )
+
+
+def _stays(path: Path, stamp: Stamp) -> bool:
+    """Remove the file if it still has this stamp; False if it does not, or is gone."""
+    if stamp_of(path) != stamp:
+        return False
+    try:
+        if is_being_written(path):
+            return True
+        path.unlink(missing_ok=True)
+    except OSError:
+        return True
+    return False
+
+
+def is_being_written(path: Path) -> bool:
+    """Does any process have the file open for writing? Such a file gets no read lease (fcntl(2)).
+    Who opens it during these microseconds waits for them."""
+    try:
+        with open_regular(path) as file:
+            fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)  # ignored, unlike the default
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    except OSError:  # it is gone, or this file system has no leases
+        pass
+    return False
 
 
 class Content(str):

@@ -10,6 +10,8 @@ import io
 import json
 import os
 import pstats
+import subprocess
+import threading
 import time
 import zipfile
 from collections.abc import Coroutine, Iterable, Iterator
@@ -548,7 +550,79 @@ def test_what_is_kept_but_cannot_be_removed_fails_no_job(
     put(work.output, "model.bin")
     answer = jobs.deliver(image())
     assert answer["results"][0]["path"] and answer["also_kept"] and "warnings" not in answer
-    assert jobs.deliver(ProducedText("1", "the next job"))["status"] == "completed"
+    for _ in range(3):
+        later = jobs.deliver(ProducedText("1", "a later job"))
+        assert later["status"] == "completed" and "also_kept" not in later, "not kept again"
+    put(work.output, "model.bin", b"another one")
+    assert jobs.deliver(ProducedText("1", "x"), mark="new")["also_kept"]
+    monkeypatch.undo()
+    jobs.deliver(ProducedText("1", "removed after a later job"))
+    assert os.listdir(work.output) == []
+
+
+def test_a_removal_that_hangs_costs_no_reply(
+    jobs: Jobs, work: WorkDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, hangs = Path.unlink, threading.Event()
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "model.bin":
+            hangs.wait(10)
+        remove(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    monkeypatch.setattr("handler.outputs.delivery.GRACE_SECONDS", 0.5)
+    put(work.output, "a_00001_.png")
+    put(work.output, "model.bin")
+    options = DeliveryOptions(MARK, Deadline(0.1))
+    claimed = jobs.claimed(options, [image()])
+    answer = jobs.run(jobs.delivery.deliver([image()], claimed))
+    assert answer["results"][0]["image"] and answer["also_kept"]
+    then = time.monotonic()
+    assert "also_kept" not in jobs.deliver(ProducedText("1", "x"), mark="later")
+    assert time.monotonic() - then < 0.4, "it is not tried again meanwhile"
+    hangs.set()
+
+
+def test_an_unreported_file_is_kept_again_if_it_was_still_being_written(
+    jobs: Jobs, work: WorkDir, layout: Layout
+) -> None:
+    with open(work.output / "model.bin", "wb", buffering=0) as writing:
+        writing.write(b"half")
+        assert jobs.deliver(ProducedText("1", "x"))["also_kept"]
+        assert "also_kept" not in jobs.deliver(ProducedText("1", "x"), mark="same")
+        writing.write(b" and half")
+    jobs.deliver(ProducedText("1", "x"), mark="next")
+    assert (layout.output / "model_next.bin").read_bytes() == b"half and half"
+    assert os.listdir(work.output) == []
+
+
+@pytest.mark.parametrize("seconds", [0.5, 99.0])
+def test_a_result_that_is_still_being_written_is_waited_for(
+    jobs: Jobs, work: WorkDir, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """By a child process, as some nodes encode video; not beyond the limit."""
+    monkeypatch.setattr("handler.outputs.delivery._WRITING_SECONDS", 2.0)
+    path = put(work.output, "a_00001_.png")
+    script = f"echo written; for i in $(seq {seconds * 10:.0f}); do printf .; sleep 0.1; done >&3"
+    with subprocess.Popen(["sh", "-c", f"exec 3>>{path}; {script}"], stdout=subprocess.PIPE) as it:
+        assert it.stdout is not None and it.stdout.readline()
+        time.sleep(0.02)
+        answer = jobs.deliver(image())
+        it.kill()
+    (entry,) = answer["results"]
+    if seconds < 1:
+        assert base64.b64decode(entry["image"]) == PNG + b"....." and "warnings" not in answer
+    else:
+        assert answer["warnings"] == ["a_00001_.png was still being written"]
+
+
+def test_a_writer_that_forgot_to_close_is_not_waited_for(jobs: Jobs, work: WorkDir) -> None:
+    path = put(work.output, "a_00001_.png")
+    with open(path, "ab"):
+        then = time.monotonic()
+        assert jobs.deliver(image())["results"][0]["size"] == len(PNG)
+        assert time.monotonic() - then < 4
 
 
 def test_files_of_the_job_that_runs_meanwhile_are_left_alone(

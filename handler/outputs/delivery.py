@@ -18,6 +18,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from bootstrap.comfyui import WorkDir
 from bootstrap.config import Settings
@@ -56,16 +57,11 @@ _ROOM_FOR_THE_REST = 100_000  # bytes of a reply besides the contents of files
 class Delivery:
     """Delivers the results of one worker's jobs."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        work: WorkDir,
-        layout: Layout,
-        calls: Calls,
-    ) -> None:
+    def __init__(self, settings: Settings, work: WorkDir, layout: Layout, calls: Calls) -> None:
         self.files = LocalFiles(work, layout)
         self._settings = settings
         self._calls = calls
+        self._jobs: WeakSet[JobOutputs] = WeakSet()
         self._room = settings.max_reply_mb * 1e6 - _ROOM_FOR_THE_REST
         self._saver = VolumeStore(settings, layout, calls.volume)
         self._scratch = work.root / "rewritten"
@@ -74,13 +70,13 @@ class Delivery:
     def begin(self, options: DeliveryOptions) -> JobOutputs:
         """Call it when a job starts: its results may be delivered eagerly while it runs, and its
         files can be claimed."""
-        as_saved = not options.output.changes_images
-        keeps = as_saved and (self._settings.keep_outputs or options.destination == "volume")
-        alone = as_saved and options.destination == "base64" and not options.output.zip
-        room = self._room * 3 / 4 if alone else 0.0
-        policy = DeliveryPolicy(options.job_tag, keeps, room)
+        policy = DeliveryPolicy.of(options, self._settings.keep_outputs, self._room)
         eager = EagerDelivery(policy, self.files, self._saver, self._calls.local)
-        return JobOutputs(options, eager, self._scratch / options.job_tag)
+        job = JobOutputs(options, eager, self._scratch / options.job_tag, alone=not self._jobs)
+        for other in self._jobs:
+            other.alone = False
+        self._jobs.add(job)
+        return job
 
     async def deliver(
         self,
@@ -118,9 +114,13 @@ class Delivery:
         except TimeUp:
             return [], []
         finally:
-            job.eager.end(self._calls.background)
-            self._calls.background.add(self._saver.flush_record())
+            self._stop(job)
             self.files.release(job.claim)
+
+    def _stop(self, job: JobOutputs) -> None:
+        self._jobs.discard(job)
+        job.eager.end(self._calls.background)
+        self._calls.background.add(self._saver.flush_record())
 
     async def _wait_for_writers(self, job: JobOutputs) -> list[str]:
         """Wait a few seconds for reported files that a node's thread or process still writes;
@@ -142,6 +142,7 @@ class Delivery:
     async def _deliver(
         self, found: CollectedOutputs, job: JobOutputs, more: dict[str, Any]
     ) -> dict[str, Any]:
+        await self._leave_to_others(found, job)
         reported = set(found.files)
         rest = [path for path in job.claim.rest if path not in reported]
         await self._rewrite(found.results, job)
@@ -152,16 +153,24 @@ class Delivery:
         early = self._for_the_reply(found, job)
         encoding = [self._encode(result, job) for result in early]
         await gather_all([*encoding, *(self._place(result, job) for result in found.results)])
+        await self._leave_to_others(found, job)
         kept, lost = await self._keep_rest(rest, job)
         found.warnings += lost
         if kept:
             more["also_kept"] = kept
         return await self._compose(found, more, job)
 
-    async def _rewrite(self, results: Sequence[Result], job: JobOutputs) -> None:
-        if not job.options.output.changes_images:
+    async def _leave_to_others(self, found: CollectedOutputs, job: JobOutputs) -> None:
+        """Drop results whose files other jobs have overwritten, with a warning; an error if none is
+        left."""
+        if job.alone:
             return
+        changed = await self._call(partial(self.files.overwritten, job.claim), job)
+        for result in found.drop(changed):
+            if result.path is not None:
+                await self._saver.delete(result.path)
 
+    async def _rewrite(self, results: Sequence[Result], job: JobOutputs) -> None:
         async def one(result: Result) -> None:
             async with job.at_once:
                 await self._call(
@@ -169,7 +178,8 @@ class Delivery:
                     job,
                 )
 
-        await gather_all(one(result) for result in results if result.kind == "image")
+        if job.options.output.changes_images:
+            await gather_all(one(result) for result in results if result.kind == "image")
 
     def _for_the_reply(self, found: CollectedOutputs, job: JobOutputs) -> list[Result]:
         """Files that certainly fit into the reply: they are encoded while results are saved."""
@@ -198,10 +208,8 @@ class Delivery:
             return
         keeps = self._settings.keep_outputs
         await gather_all(self._keep(r, job) for r in files if keeps and r.type == "output")
-        local = [result.local for result in files if result.local is not None]
-        slowest = next(filter(self.files.place_on_volume, local), local[0])
         tag, scratch = job.options.job_tag, job.scratch
-        on_volume = self.files.place_on_volume(slowest) is not None
+        on_volume = any(r.local and self.files.place_on_volume(r.local) for r in files)
         try:
             made = await self._call(lambda: zipped(files, tag, scratch), job, on_volume)
         except OSError as problem:
@@ -290,14 +298,15 @@ class Delivery:
             except NotSaved as problem:
                 lost.append(str(problem))
             else:
-                if stamp is not None:
-                    with suppress(TimeUp):
-                        removing = partial(self.files.remove, local, stamp)
-                        await self._calls.local.run(removing, GRACE_SECONDS)
+                with suppress(TimeUp):
+                    removing = partial(self.files.remove, local, stamp)
+                    await self._calls.local.run(removing, GRACE_SECONDS)
 
         if rest:
-            stamps = await self._call(lambda: [stamp_of(path) for path in rest], job)
-            await gather_all(map(keep, rest, stamps))
+            stamps = await self._call(lambda: {path: stamp_of(path) for path in rest}, job)
+            if not job.alone:  # what has changed may be another job's
+                stamps = {p: s for p, s in stamps.items() if s == job.claim.versions[p]}
+            await gather_all(keep(*file) for file in stamps.items())
         return sorted(kept), lost
 
     async def _compose(
@@ -368,8 +377,7 @@ class Delivery:
 
     async def _end(self, job: JobOutputs, found: CollectedOutputs, answered: bool) -> None:
         """Release results that could not be delivered, so that the next job keeps them."""
-        job.eager.end(self._calls.background)
-        self._calls.background.add(self._saver.flush_record())
+        self._stop(job)
         left = [r for r in found.results if not (r.path or r.url or (answered and r.in_reply))]
         left += [inner for result in left for inner in result.contains if not inner.path]
         nowhere = {result.source for result in left}

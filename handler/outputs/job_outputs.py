@@ -33,6 +33,26 @@ _AT_ONCE = 4
 
 
 @dataclass(frozen=True)
+class DeliveryOptions:
+    """How a job's results are delivered. `job_tag` is unique to the job."""
+
+    job_tag: str
+    deadline: Deadline
+    output: OutputOptions = field(default_factory=OutputOptions)
+    bucket: Bucket | None = None
+
+    @property
+    def destination(self) -> str:
+        """`base64`, `s3` or `volume`."""
+        return self.output.delivery or ("s3" if self.uploads else "base64")
+
+    @property
+    def uploads(self) -> bool:
+        """Can results be uploaded?"""
+        return self.bucket is not None or bool(self.output.upload_urls)
+
+
+@dataclass(frozen=True)
 class DeliveryPolicy:
     """How files are delivered: `kept` on the volume under names with `job_tag`, and encoded, up to
     `room` bytes in total."""
@@ -40,6 +60,14 @@ class DeliveryPolicy:
     job_tag: str
     kept: bool
     room: float
+
+    @classmethod
+    def of(cls, options: DeliveryOptions, keep_outputs: bool, room: float) -> DeliveryPolicy:
+        """For a job with these options; a reply has `room` bytes for contents."""
+        as_saved = not options.output.changes_images
+        kept = as_saved and (keep_outputs or options.destination == "volume")
+        alone = as_saved and options.destination == "base64" and not options.output.zip
+        return cls(options.job_tag, kept, room * 3 / 4 if alone else 0.0)
 
 
 @dataclass
@@ -167,29 +195,10 @@ async def _within(task: asyncio.Task[T | None], seconds: float) -> T | None:
     return task.result() if done and not task.cancelled() else None
 
 
-@dataclass(frozen=True)
-class DeliveryOptions:
-    """How a job's results are delivered. `job_tag` is unique to the job."""
-
-    job_tag: str
-    deadline: Deadline
-    output: OutputOptions = field(default_factory=OutputOptions)
-    bucket: Bucket | None = None
-
-    @property
-    def destination(self) -> str:
-        """`base64`, `s3` or `volume`."""
-        return self.output.delivery or ("s3" if self.uploads else "base64")
-
-    @property
-    def uploads(self) -> bool:
-        """Can results be uploaded?"""
-        return self.bucket is not None or bool(self.output.upload_urls)
-
-
-@dataclass
+@dataclass(eq=False)
 class JobOutputs:
-    """The results of one job, from its start to their delivery. `limit` starts when the job has
+    """The results of one job, from its start to their delivery. `alone`: no other job was here
+    meanwhile, whose nodes might write files of the same names. `limit` starts when the job has
     been computed or has failed; uploads must end by `upload_limit`, which leaves time for another
     way if they fail."""
 
@@ -197,6 +206,7 @@ class JobOutputs:
     eager: EagerDelivery
     scratch: Path
     claim: OutputClaim = field(default_factory=OutputClaim)
+    alone: bool = True
     limit: Deadline = field(default_factory=lambda: Deadline(GRACE_SECONDS))
     upload_limit: Deadline = field(default_factory=lambda: Deadline(GRACE_SECONDS))
     uploader: BucketUploader | PresignedUploader | None = None

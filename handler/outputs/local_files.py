@@ -25,6 +25,8 @@ from handler.outputs.produced import Produced, ProducedFile
 
 # File times lag slightly behind the process clock.
 _CLOCK_LAG = 0.05
+# A job's end may be given in whole milliseconds, and earlier by a tick of the kernel's clock.
+_END_LAG = 0.0125
 # A volume's file times are its server's.
 _VOLUME_CLOCK_LAG = 60.0
 # A file that is open for longer than this without a change is done: its writer forgot to close it.
@@ -34,10 +36,12 @@ _PAUSE_IN_WRITING = 2.0
 @dataclass
 class OutputClaim:
     """One job's files until they are delivered: those it `reported`, and the `rest` in the output
-    folder. `results` are all that it reported. It ended at `until` (seconds since 1970).
-    `released`: nothing is claimed any more."""
+    folder. `results` are all that it reported; `versions` identify what the files were when it
+    ended, None if they have changed since. It ended at `until` (seconds since 1970). `released`:
+    nothing is claimed any more."""
 
     results: list[Path] = field(default_factory=list)
+    versions: dict[Path, Stamp | None] = field(default_factory=dict)
     reported: list[Path] = field(default_factory=list)
     rest: list[Path] = field(default_factory=list)
     until: float = 0.0
@@ -129,6 +133,8 @@ class LocalFiles:
             claim.results = list(reported)
             reported = [path for path in claim.results if path not in rest]
             self._claimed.update([*rest, *reported])
+            ours = [*rest, *filter(self._is_ours, claim.results)]
+            claim.versions = {path: _version(path, until) for path in ours}
             claim.rest += rest
             claim.reported += reported
             claim.until = max(claim.until, until)
@@ -164,10 +170,12 @@ class LocalFiles:
             self.remove(path, last[path])
         self.release(OutputClaim(reported=done_with))
 
-    def remove(self, path: Path, stamp: Stamp) -> None:
+    def remove(self, path: Path, stamp: Stamp | None) -> None:
         """Remove a file that was delivered with this stamp. One that has changed since is the next
         job's; one that is being written, or cannot be removed, stays until a later job has ended.
         """
+        if stamp is None:
+            return
         with self._lock:
             self._kept[path] = stamp
             self._claimed[path] += 1
@@ -183,6 +191,10 @@ class LocalFiles:
         return [
             p for p in paths if _changed_at(p) > since and self._is_ours(p) and is_being_written(p)
         ]
+
+    def overwritten(self, claim: OutputClaim) -> set[Path]:
+        """Files of a claim that have changed since its job ended, or were removed."""
+        return {path for path, version in claim.versions.items() if version != stamp_of(path)}
 
     def _release(self, claim: OutputClaim) -> None:
         self._claimed.subtract([*claim.rest, *claim.reported])
@@ -204,6 +216,12 @@ class LocalFiles:
         return stamp is not None and (
             stamp.changed_ns / 1e9 >= since - _CLOCK_LAG or self._reported.get(path) == stamp
         )
+
+
+def _version(path: Path, until: float) -> Stamp | None:
+    """The file's stamp, if it has not changed after `until`, as far as that is known."""
+    later = until > 0 and _changed_at(path) > until + _END_LAG
+    return None if later else stamp_of(path)
 
 
 def _stays(path: Path, stamp: Stamp) -> bool:

@@ -677,6 +677,62 @@ def test_jobs_delivered_side_by_side_take_nothing_from_each_other(
     assert os.listdir(work.output) == ["b_00001_.png"], "for ComfyUI's cache, the last job's only"
 
 
+def begun(jobs: Jobs, mark: str, *items: Produced, **options: Any) -> JobOutputs:
+    """A job that ended a moment ago, with its files claimed for it."""
+    wanted = DeliveryOptions(mark, Deadline(60), OutputOptions(**options), jobs.bucket)
+    job = jobs.claimed(wanted, items)
+    time.sleep(0.03)
+    return job
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("way", ["base64", "volume"])
+def test_what_the_next_job_overwrites_is_not_delivered_for_the_one_before(
+    jobs: Jobs, work: WorkDir, layout: Layout, way: str, zipped: bool
+) -> None:
+    """A node that saves under a fixed name; `model.bin` it does not report."""
+    same, own = image("same.png"), image("own.png")
+    for name in ("same.png", "own.png", "model.bin"):
+        put(work.output, name, PNG + b"of the first")
+    first = begun(jobs, "first", same, own, delivery=way, zip=zipped)
+    wanted = DeliveryOptions("second", Deadline(60), OutputOptions(delivery=way), jobs.bucket)
+    second = jobs.delivery.begin(wanted)
+    for name in ("same.png", "model.bin"):
+        put(work.output, name, PNG + b"of the second one")
+    answer = jobs.run(jobs.delivery.deliver([same, own], first))
+    assert "also_kept" not in answer
+    (entry,) = answer["results"]
+    assert "same_first.png was overwritten" in answer["warnings"][0]
+    content = base64.b64decode(entry.get("image") or entry.get("data") or "")
+    assert b"of the second" not in content and (b"of the first" in content or way == "volume")
+    jobs.delivery.files.claim(second.claim, time.time(), jobs.delivery.files.found([same]))
+    answer = jobs.run(jobs.delivery.deliver([same], second))
+    assert answer["also_kept"] == ["ComfyUI/output/model_second.bin"]
+    kept = {name: (layout.output / name).read_bytes() for name in kept_files(layout)}
+    of_second = [name for name, content in kept.items() if content.endswith(b"the second one")]
+    assert of_second == ["model_second.bin", "same_second.png"]
+    assert "same_first.png" not in kept
+
+
+def test_a_result_that_is_overwritten_while_it_is_delivered_is_taken_back(
+    jobs: Jobs, work: WorkDir, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(work.output, "same.png")
+    first = begun(jobs, "first", image("same.png"))
+    jobs.delivery.begin(DeliveryOptions("second", Deadline(60)))
+
+    def overwritten(local: Path) -> Content:
+        put(work.output, "same.png", PNG + b"of the second one")
+        return encoded(local)
+
+    monkeypatch.setattr("handler.outputs.delivery.encoded", overwritten)
+    with pytest.raises(JobError) as caught:
+        jobs.run(jobs.delivery.deliver([image("same.png")], first))
+    assert caught.value.code == "job.result_missing" and "overwritten" in str(caught.value)
+    assert kept_files(layout) == []
+    assert (work.output / "same.png").read_bytes() == PNG + b"of the second one"
+
+
 def test_many_files_take_each_as_long_as_few(tmp_path: Path) -> None:
     """In the event loop, which serves other jobs meanwhile: the calls that it makes are counted.
     Each file is reported by its own node; half of them only while the job runs."""

@@ -119,7 +119,7 @@ def _missing(path: str, place: Path, command: str) -> str:
 def _parser(prog: str = "check_volume.py", command: str = "") -> argparse.ArgumentParser:
     parser = Parser(
         prog=prog,
-        description="Check a volume with ComfyUI and models: what is wrong, and what to type.",
+        description="Check a volume with ComfyUI and models: what is wrong, and how to fix it.",
         epilog=closing(
             {
                 "VOLUME_PATH": "the volume, if no path is given",
@@ -128,7 +128,7 @@ def _parser(prog: str = "check_volume.py", command: str = "") -> argparse.Argume
             },
             [f"{command} /workspace", f"{command} /workspace --fix --html report.html"],
             "exit codes:\n  0  fit (there may be warnings)\n"
-            "  1  errors, or not all could be looked at\n  2  wrong use",
+            "  1  errors, or a part that could not be checked\n  2  wrong use",
         ),
     )
     parser.add_argument(
@@ -137,15 +137,15 @@ def _parser(prog: str = "check_volume.py", command: str = "") -> argparse.Argume
     parser.add_argument("--json", action="store_true", help="the report as JSON on stdout")
     parser.add_argument("--deep", action="store_true", help="also measure how fast the volume is")
     parser.add_argument("--html", metavar="FILE", help="write the report as one HTML page")
-    parser.add_argument("-v", "--verbose", action="store_true", help="also what is well")
+    parser.add_argument("-v", "--verbose", action="store_true", help="also show what is fine")
     parser.add_argument("--quiet", action="store_true", help="only warnings and errors")
     parser.add_argument(
         "--fix",
         action="store_true",
-        help="repair what is safe: misplaced models and those in misnamed folders are moved where "
-        "nothing has their name, links that name a mount point become relative, missing folders "
-        "are made, our own broken links and stale partial files removed. Nothing is overwritten; "
-        "on a terminal it asks first",
+        help="repair what is safe: misplaced models and those in misnamed folders are moved, links "
+        "that name a mount point become relative, missing folders are created, broken links and "
+        "stale partial files made by workers are removed. Nothing is overwritten; on a terminal it "
+        "asks first",
     )
     parser.add_argument("--yes", action="store_true", help="with --fix: do not ask")
     parser.add_argument("--dry-run", action="store_true", help="show what --fix would do")

@@ -84,8 +84,7 @@ def _help() -> str:
             f"{PROGRAM} doctor /workspace",
             f'{PROGRAM} submit workflow_api.json --set 6.text="a cat"',
         ],
-        "exit codes:\n  0    all is well\n  1    it is not\n  2    wrong use\n"
-        "  130  stopped by Ctrl-C",
+        "exit codes:\n  0    success\n  1    failure\n  2    wrong use\n  130  stopped by Ctrl-C",
     )
     return "\n".join(
         (
@@ -96,7 +95,7 @@ def _help() -> str:
             "commands:",
             *lines,
             "",
-            f"{PROGRAM} COMMAND --help says more, --version which version it is.",
+            f"{PROGRAM} COMMAND --help lists its options; --version prints the version.",
             "",
             end,
         )
@@ -180,9 +179,9 @@ def _health(argv: list[str], prog: str) -> int:
         prog=prog,
         description="Show the state of the workers on this machine.",
         epilog=closing(
-            {"TMPDIR": "where a worker leaves the socket that is asked (default: /tmp)"},
+            {"TMPDIR": "where workers put their health socket (default: /tmp)"},
             [prog, f"until {prog}; do sleep 5; done"],
-            "exit codes:\n  0  all are well\n  1  one is not, or there is none\n  2  wrong use",
+            "exit codes:\n  0  all are healthy\n  1  one is not, or none runs\n  2  wrong use",
         ),
     )
     parser.parse_args(argv)
@@ -259,7 +258,7 @@ COMMANDS: Mapping[str, Command] = {
         files=True,
     ),
     "models": Command(
-        "wanted models: add, list, plan, pull, verify",
+        "models by manifest: add, list, plan, pull, verify",
         _models,
         below={
             "add": "--manifest --directory --name --optional --allow-pickle",
@@ -267,7 +266,7 @@ COMMANDS: Mapping[str, Command] = {
         },
     ),
     "nodes": Command(
-        "wanted custom nodes: add, list, plan, pull, verify, map",
+        "custom nodes by manifest: add, list, plan, pull, verify, map",
         _nodes,
         below={
             "add": "--manifest --ref --directory --from",

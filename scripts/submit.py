@@ -130,10 +130,10 @@ def _parser(prog: str = "submit.py") -> argparse.ArgumentParser:
         metavar="S",
         help="cancel after so many seconds (default: %(default)g)",
     )
-    add("--diagnostics", action="store_true", help="ask a worker how it is, instead of a workflow")
+    add("--diagnostics", action="store_true", help="show a worker's diagnostics instead")
     add("--deep", action="store_true", help="with --diagnostics: also measure the volume")
     add("--html", type=Path, metavar="FILE", help="with --diagnostics: also write it as a page")
-    add("--previews", action="store_true", help="show what is being made, and save the last one")
+    add("--previews", action="store_true", help="show previews, and save the last one")
     add("--json", action="store_true", help="one JSON object on standard output")
     return parser
 

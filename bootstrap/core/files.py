@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import os
 import shutil
 import stat
@@ -21,7 +22,6 @@ from itertools import chain, count, islice
 from pathlib import Path, PurePath
 from typing import BinaryIO, NamedTuple
 
-from bootstrap.core.temp_files import lease_name
 from bootstrap.core.text import size_text
 
 # More names than this in one folder are ignored.
@@ -318,7 +318,7 @@ def read_regular(path: str | Path, most: int) -> bytes:
     return data
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading. Raises OSError, also for a FIFO or a device, where an
     ordinary open could wait for a writer forever."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -354,6 +354,16 @@ def write_new(place: str, blocks: Iterable[bytes | memoryview], mode: int, mtime
     finally:
         os.close(target)
     return Stamp(size, mtime_ns)
+
+
+def key_of(name: str) -> str:
+    """16 hex digits for a model's file name."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def lease_name(name: str, what: str = "lease") -> str:
+    """The name of the lease that all who want a model share."""
+    return f".model-{key_of(name)}.{what}"
 
 
 def part_beside(final: Path) -> Path:

@@ -15,7 +15,6 @@ clocks, and flock, which a network file system may ignore, are not used.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -27,10 +26,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from bootstrap.core.files import Disk
+from bootstrap.core.files import Disk, key_of, lease_name, open_regular
 
 RECEIPTS_FOLDER = ".receipts"
 LONGEST_NAME = 240  # bytes; leaves room for `.json` in the receipts
@@ -50,11 +47,6 @@ BEAT = 2.0
 STALE = 20.0
 
 
-def key_of(name: str) -> str:
-    """16 hex digits for a model's file name."""
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
-
-
 def new_owner() -> str:
     """16 random hex digits for one attempt to download a model."""
     return secrets.token_hex(8)
@@ -63,11 +55,6 @@ def new_owner() -> str:
 def beside(name: str, owner: str, what: str) -> str:
     """The name of an attempt's own file: its part, its state, a lease that it moved aside."""
     return f".model-{key_of(name)}-{owner}.{what}"
-
-
-def lease_name(name: str, what: str = "lease") -> str:
-    """The name of the lease that all who want a model share."""
-    return f".model-{key_of(name)}.{what}"
 
 
 def is_litter(name: str) -> bool:
@@ -216,7 +203,7 @@ class Lease:
     def look(self) -> LeaseState | None:
         """The current lease; None if there is none. One that cannot be read is silent."""
         try:
-            with open(self.path, "rb", opener=_without_waiting) as file:
+            with open_regular(self.path) as file:
                 text = file.read(_WIDTH).decode("utf-8", "replace")
         except FileNotFoundError:
             self._seen = None
@@ -263,11 +250,6 @@ class Lease:
                 self._disk.write_at(self._descriptor, memoryview(text.encode("ascii")), 0)
         except OSError:
             pass  # a full disk stops the heartbeat; another worker may take over, nothing breaks
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Opening a pipe would block until there is a writer."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _read(text: str) -> LeaseState:

@@ -141,7 +141,7 @@ def set_path(volume: Path, judgement: Judgement) -> Path:
 
 
 def prepare_packages(
-    place: PackageContext, env: Mapping[str, str], mode: str = INSTALL, uv: Path | None = None
+    context: PackageContext, env: Mapping[str, str], mode: str = INSTALL, uv: Path | None = None
 ) -> PackageSet:
     """Provide missing packages on local disk, from the volume or with `uv` (None: search for it).
     Never raises: ComfyUI starts without packages too, unless a finding says that it cannot. Mode
@@ -150,10 +150,10 @@ def prepare_packages(
     start = time.monotonic()
     try:
         reading = BoundedCaller(_READ_SECONDS)
-        asked = read_requirements(str(place.comfyui), reading, place.nodes, place.arguments)
+        asked = read_requirements(str(context.comfyui), reading, context.nodes, context.arguments)
     except VolumeTimeout:
         return PackageSet(note="requirements could not be read")
-    judgement = judge(place.python, env, asked, place.arguments)
+    judgement = judge(context.python, env, asked, context.arguments)
     if not judgement.packages.usable:
         return PackageSet(judgement=judgement, note="the interpreter cannot be used")
     seconds = {"judge": time.monotonic() - start}
@@ -165,22 +165,22 @@ def prepare_packages(
         findings += package_findings.cannot_start(judgement)
         note = "not installed" if units else "nothing is missing"
         return PackageSet(None, (), tuple(findings), judgement, seconds=seconds, note=note)
-    preparation = _Preparation(place, asked, judgement, env, units, uv)
+    preparation = _Preparation(context, asked, judgement, env, units, uv)
     try:
         record, problems = preparation.have()
     except (UvFailed, OSError) as failure:
-        findings = [package_findings.failed(judgement, failure, place.timeout, preparation.tried)]
+        findings = [package_findings.failed(judgement, failure, context.timeout, preparation.tried)]
         findings += package_findings.cannot_start(judgement, str(failure))
         return PackageSet(None, (), tuple(findings), judgement, seconds=seconds, note="failed")
     seconds |= {preparation.way: time.monotonic() - start - seconds["judge"]}
     findings = [
-        *package_findings.with_set(judgement, record, set_path(place.volume, judgement)),
+        *package_findings.with_set(judgement, record, set_path(context.volume, judgement)),
         *problems,
     ]
-    folder = place.work / "packages"
+    folder = context.work / "packages"
     prefix = judgement.packages.prefix
     return PackageSet(
-        path=write_hook(place.work, prefix, preparation.loading) if record.installed else None,
+        path=write_hook(context.work, prefix, preparation.loading) if record.installed else None,
         programs=tuple(p for n in (BEFORE, AFTER) if (p := folder / n / "bin").is_dir()),
         findings=tuple(findings),
         judgement=judgement,
@@ -205,21 +205,21 @@ class _Preparation:
 
     def __init__(
         self,
-        place: PackageContext,
+        context: PackageContext,
         asked: Requirements,
         judgement: Judgement,
         env: Mapping[str, str],
         units: Sequence[Unit],
         uv: Path,
     ) -> None:
-        self._place = place
+        self._context = context
         self._asked = asked
         self._env = env
         self._units = units
         self._uv = uv
-        self._kept = set_path(place.volume, judgement)
-        self._folder = place.work / "packages"
-        self._end = time.monotonic() + place.timeout
+        self._kept = set_path(context.volume, judgement)
+        self._folder = context.work / "packages"
+        self._end = time.monotonic() + context.timeout
         self.way = "load"
         self.loading: Loading | None = None
         self.tried = "the set on the volume"
@@ -231,8 +231,8 @@ class _Preparation:
             return record, []
         with contextlib.suppress(OSError):  # reported when the set cannot be kept
             self._kept.parent.mkdir(parents=True, exist_ok=True)
-        place = self._place
-        lease = Lease(self._kept.parent, self._kept.name, Disk(), place.beat, place.stale)
+        context = self._context
+        lease = Lease(self._kept.parent, self._kept.name, Disk(), context.beat, context.stale)
         self._wait_for(lease)
         try:
             record = self._loaded()
@@ -272,7 +272,7 @@ class _Preparation:
     def _made(self) -> tuple[Record, list[Finding]]:
         self.way, self.tried = "build", "uv"
         start = time.monotonic()
-        scratch = self._place.work / "uv"
+        scratch = self._context.work / "uv"
         scratch.mkdir()
         _log.info("installing packages: %s", ", ".join(unit.text for unit in self._units))
         try:
@@ -284,16 +284,16 @@ class _Preparation:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _build(self, scratch: Path, start: float) -> tuple[Record, list[Finding]]:
-        place = self._place
-        uv = Uv(self._uv, place.python, self._env, scratch, self._end)
+        context = self._context
+        uv = Uv(self._uv, context.python, self._env, scratch, self._end)
         self.tried = f"uv with {uv.where}"
-        before = judge(place.python, self._env, self._asked, place.arguments, needs=True)
-        hard = hard_imports(self._asked.version, place.arguments)
-        hook = partial(write_hook, place.work, before.packages.prefix)
+        before = judge(context.python, self._env, self._asked, context.arguments, needs=True)
+        hard = hard_imports(self._asked.version, context.arguments)
+        hook = partial(write_hook, context.work, before.packages.prefix)
         modules = {each.distribution: each.module for each in hard}
         plan = Builder(uv, before, self._folder, scratch, hook, modules).build(self._units)
         after = judge(
-            *(place.python, self._env, self._asked, place.arguments),
+            *(context.python, self._env, self._asked, context.arguments),
             before=self._folder / BEFORE,
             after=self._folder / AFTER,
         )

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.files import publish_new
+from bootstrap.core.files import open_regular, publish_new
 from bootstrap.core.temp_files import look_at_leftover
 from bootstrap.environment.requirements import Judgement, RequirementState, Verdict
 
@@ -96,7 +96,7 @@ def read_record(kept: Path) -> Record:
 def read_contents(kept: Path) -> Contents:
     """The record and the location of everything. Raises BadSet, OSError."""
     try:
-        with zipfile.ZipFile(kept) as archive:
+        with open_regular(kept) as file, zipfile.ZipFile(file) as archive:
             if archive.getinfo(_RECORD).file_size > _MOST_RECORD:
                 raise BadSet("its record is too long")
             data: dict[str, Any] = json.loads(archive.read(_RECORD))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
-from bootstrap.core.files import list_folder
+from bootstrap.core.files import list_folder, open_regular
 from bootstrap.core.redact import MASK, masked
 from bootstrap.core.text import on_pod, shell_quote
 from bootstrap.environment.python_probe import Failure, PythonTrouble, Venv, look_at_venv
@@ -147,7 +147,7 @@ def _other_versions(prefix: str, folders: tuple[str, ...]) -> tuple[str, ...]:
 
 def _head(path: str) -> str | None:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return file.read(_HEAD).decode("utf-8", "replace")
     except OSError:
         return None

@@ -56,9 +56,9 @@ _COMMANDS = {
         "add hf://org/repo/file.safetensors --directory loras",
         "add https://civitai.com/models/16576",
     ),
-    "list": ("what the manifest lists, and what of it is there", "list", "list --json"),
+    "list": ("show the listed models, and which are there", "list", "list --json"),
     "plan": (
-        "what pull would fetch, from where, how much, and whether it fits",
+        "show what pull would fetch, from where, how much, and whether it fits",
         "plan",
         "plan --manifest other.yaml",
     ),
@@ -83,7 +83,7 @@ def main(
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    what = "The models that a manifest names: add, see what is there, fetch the rest."
+    what = "Models by manifest: add, list, fetch, verify."
     parser, commands = manifest_parser(
         prog, what, _COMMANDS, _VARIABLES, (_COMMANDS["add"][1], "pull")
     )

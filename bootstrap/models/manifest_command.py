@@ -82,7 +82,7 @@ def manifest_parser(
     """A parser of all `commands` (what each does, and how it is typed), and theirs by name."""
 
     def end(typed: Iterable[str]) -> str:
-        codes = "exit codes:\n  0  all is well\n  1  something is missing or wrong\n  2  wrong use"
+        codes = "exit codes:\n  0  success\n  1  something is missing or wrong\n  2  wrong use"
         return closing(variables, [f"{prog} {example}" for example in typed], codes)
 
     parser = Parser(prog=prog, description=what, epilog=end(examples))

@@ -33,16 +33,16 @@ from bootstrap.net.http import Channel
 
 
 def resolve_offline(
-    spec: ModelSpec, place: ProvisionContext, stop: threading.Event
+    spec: ModelSpec, context: ProvisionContext, stop: threading.Event
 ) -> ProvisionResult | None:
     """The model's result; None if it must be fetched. Never raises."""
     try:
-        found = find_present(spec, place.models, place.also, stop)
+        found = find_present(spec, context.models, context.also, stop)
         if isinstance(found, PathConflict):
             return ProvisionResult(spec, "failed", found.path, problem=_occupied(found))
         if found is not None:
             return ProvisionResult(spec, "present", found.path, found.receipt)
-        cached = place.cached(spec)
+        cached = context.cached(spec)
         return None if cached is None else ProvisionResult(spec, "cached", cached)
     except Stopped:
         return ProvisionResult(spec, "stopped", problem=stopped())
@@ -86,13 +86,13 @@ class _Provision:
         on_result: Callable[[ProvisionResult], None],
     ) -> None:
         self.results: dict[int, ProvisionResult] = {}
-        self._place = context
+        self._context = context
         self._stop = stop
         self._on_result = on_result
 
     def settled_without_network(self, spec: ModelSpec) -> bool:
         """Is the model's result known without fetching?"""
-        result = resolve_offline(spec, self._place, self._stop)
+        result = resolve_offline(spec, self._context, self._stop)
         return result is not None and self._settle(result)
 
     def fetch(self, spec: ModelSpec, wait: bool) -> bool:
@@ -109,7 +109,7 @@ class _Provision:
             return self._settle(ProvisionResult(spec, "failed", problem=crashed(fault)))
 
     def _fetch(self, spec: ModelSpec, wait: bool) -> bool:
-        end = time.monotonic() + self._place.longest_wait
+        end = time.monotonic() + self._context.longest_wait
         while not self._stop.is_set():
             lease = self._lease(spec)
             try:
@@ -129,21 +129,21 @@ class _Provision:
         raise Stopped
 
     def _wait_for(self, spec: ModelSpec, lease: Lease, seconds: float) -> None:
-        line = _WaitingLine(spec, self._place.make_meter)
+        line = _WaitingLine(spec, self._context.make_meter)
         try:
-            lease.wait(seconds, self._place.look_every, self._stop, line.show)
+            lease.wait(seconds, self._context.look_every, self._stop, line.show)
         finally:
             line.end()
 
     def _fetch_now(self, spec: ModelSpec, lease: Lease) -> None:
-        place = self._place
-        final = place.models / spec.relative_path
-        meter = place.make_meter(str(spec.relative_path), lease.tell)
+        context = self._context
+        final = context.models / spec.relative_path
+        meter = context.make_meter(str(spec.relative_path), lease.tell)
         download = Download(
             self._locate(spec),
             final,
             wanted_of(spec),
-            place.options,
+            context.options,
             meter,
             self._is_abandoned(lease),
         )
@@ -171,13 +171,13 @@ class _Provision:
                 fetched.checked,
                 shown(spec.url),
             )
-            write_receipt(self._place.models, spec.relative_path, receipt)
+            write_receipt(self._context.models, spec.relative_path, receipt)
             return receipt
         except OSError as problem:
             raise disk_error(problem, final.parent, None) from None
 
     def _locate(self, spec: ModelSpec) -> Locate:
-        source, link = self._place.sources.source_of(spec.url)
+        source, link = self._context.sources.source_of(spec.url)
         wanted = wanted_of(spec)
 
         def locate(channel: Channel) -> Remote:
@@ -188,7 +188,7 @@ class _Provision:
     def _is_abandoned(self, lease: Lease) -> IsAbandoned:
         """The owner of a part is dead if its lease was stale; otherwise it must have released the
         part."""
-        left = unchanged_for(self._place.stale)
+        left = unchanged_for(self._context.stale)
 
         def is_abandoned(path: Path, state: PartState) -> bool:
             return lease.taken_over or left(path, state)
@@ -196,18 +196,18 @@ class _Provision:
         return is_abandoned
 
     def _lease(self, spec: ModelSpec) -> Lease:
-        folder = self._place.models / spec.directory
+        folder = self._context.models / spec.directory
         self._check_inside(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise disk_error(problem, folder, None) from None
         return Lease(
-            folder, spec.name, self._place.options.disk, self._place.beat, self._place.stale
+            folder, spec.name, self._context.options.disk, self._context.beat, self._context.stale
         )
 
     def _check_inside(self, folder: Path) -> None:
-        if not self._place.holds(folder):
+        if not self._context.holds(folder):
             raise _outside(folder, Path(os.path.realpath(folder)))
 
     def _settle(self, result: ProvisionResult) -> bool:
@@ -293,8 +293,8 @@ class ProvisionResult:
         if self.problem is None:
             return None
         severity = Severity.WARNING if self.spec.optional else Severity.ERROR
-        place = str(self.spec.relative_path)
-        return self.problem.finding(place, severity, model=place)
+        name = str(self.spec.relative_path)
+        return self.problem.finding(name, severity, model=name)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready data, for `models pull --json` and a download request's reply."""

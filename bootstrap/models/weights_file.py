@@ -26,6 +26,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from bootstrap.core.concurrency import ByteSemaphore
+from bootstrap.core.files import open_regular
 from bootstrap.volume.categories import GGUF, extension_of
 
 SAFETENSORS = frozenset({".safetensors", ".sft"})
@@ -69,7 +70,7 @@ class Examined:
     """What a file is. `detail` says more; `expected` is its proper size in bytes, if known;
     `dtypes` are (name, bytes) of a safetensors' tensors, most bytes first; `fingerprint` is a hash
     of size and beginning: equal for equal files, but also for some models of one kind. `kind` is
-    the models folder for a safetensors file, by its tensor names; empty if unclear or not asked.
+    the models folder for a safetensors file, by its tensor names; empty if unclear.
     """
 
     state: WeightsState
@@ -85,21 +86,17 @@ def examine(
     size: int,
     allowance: ByteSemaphore,
     extension: str | None = None,
-    with_kind: bool = False,
 ) -> Examined:
     """Examine the beginning of the weights file at `path`, of `size` bytes; raises nothing.
     `extension` is the final one, for a file without its name yet.
     """
     if size == 0:
         return Examined(WeightsState.EMPTY)
+    ending = extension_of(path) if extension is None else extension
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            _advise_random(file)
-            ending = extension_of(path) if extension is None else extension
-            return _examine_open(file, ending, size, allowance, with_kind)
-        finally:
-            os.close(file)
+        with open_regular(path) as file:
+            _advise_random(file.fileno())
+            return _examine_open(file.fileno(), ending, size, allowance)
     except OSError as problem:
         return Examined(WeightsState.UNREADABLE, problem.strerror or str(problem))
 
@@ -110,14 +107,12 @@ def sample_hash(path: str, size: int) -> bytes:
     Raises OSError.
     """
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _advise_random(file)
+    with open_regular(path) as file:
+        _advise_random(file.fileno())
         last = max(size - _SAMPLE_BYTES, 0)
-        for place in range(_SAMPLES):
-            digest.update(os.pread(file, _SAMPLE_BYTES, last * place // (_SAMPLES - 1)))
-    finally:
-        os.close(file)
+        for number in range(_SAMPLES):
+            offset = last * number // (_SAMPLES - 1)
+            digest.update(os.pread(file.fileno(), _SAMPLE_BYTES, offset))
     return digest.digest()
 
 
@@ -127,12 +122,10 @@ def _advise_random(file: int) -> None:
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
 
 
-def _examine_open(
-    file: int, extension: str, size: int, allowance: ByteSemaphore, with_kind: bool
-) -> Examined:
+def _examine_open(file: int, extension: str, size: int, allowance: ByteSemaphore) -> Examined:
     head = os.pread(file, min(size, _FIRST_READ), 0)
     if extension in SAFETENSORS and _begins_like_safetensors(head, size):
-        return _examine_safetensors(file, head, size, allowance, with_kind)
+        return _examine_safetensors(file, head, size, allowance)
     answer = _server_answer(head, size)
     if answer is not None:
         return answer
@@ -141,7 +134,7 @@ def _examine_open(
             WeightsState.DAMAGED, "it begins with zeros, like a download that never filled"
         )
     if extension in SAFETENSORS:
-        return _examine_safetensors(file, head, size, allowance, with_kind)
+        return _examine_safetensors(file, head, size, allowance)
     return _examine_other(file, head, extension, size)
 
 
@@ -172,9 +165,7 @@ def _is_text(data: bytes) -> bool:
     return all(character >= " " or character in "\t\r\n\f" for character in text)
 
 
-def _examine_safetensors(
-    file: int, head: bytes, size: int, allowance: ByteSemaphore, with_kind: bool
-) -> Examined:
+def _examine_safetensors(file: int, head: bytes, size: int, allowance: ByteSemaphore) -> Examined:
     length = int.from_bytes(head[:8], "little")
     other = _other_format(head)
     if other is not None:
@@ -186,9 +177,9 @@ def _examine_safetensors(
     if length > MOST_PARSED:
         return Examined(WeightsState.UNREAD, f"its header has {length} bytes")
     if 8 + length <= len(head):
-        return _judge_header(head[8 : 8 + length], size, with_kind)
+        return _judge_header(head[8 : 8 + length], size)
     with allowance.hold(length):
-        return _judge_header(_read_exactly(file, head, 8 + length)[8:], size, with_kind)
+        return _judge_header(_read_exactly(file, head, 8 + length)[8:], size)
 
 
 def _read_exactly(file: int, head: bytes, size: int) -> bytes:
@@ -203,7 +194,7 @@ def _read_exactly(file: int, head: bytes, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _judge_header(header: bytes, size: int, with_kind: bool) -> Examined:
+def _judge_header(header: bytes, size: int) -> Examined:
     dtypes: Counter[str] = Counter()
     end = 0
     names: list[str] = []
@@ -228,7 +219,7 @@ def _judge_header(header: bytes, size: int, with_kind: bool) -> Examined:
     except (ValueError, TypeError, RecursionError):
         return Examined(WeightsState.DAMAGED, "its header cannot be read")
     expected = 8 + len(header) + end
-    kind = _kind_by(names) if with_kind else ""
+    kind = _kind_by(names)
     if size != expected:
         state = WeightsState.TRUNCATED if size < expected else WeightsState.TOO_LONG
         return Examined(state, "", expected, kind=kind)
@@ -318,14 +309,16 @@ _VAE = ("decoder.conv_in.", "decoder.conv1.")
 
 
 def _kind_by(names: list[str]) -> str:
+    text = "\n" + "\n".join(names)
     for kind, parts in _KINDS:
-        if any(part in name for name in names for part in parts):
+        if any(part in text for part in parts):
             return kind
-    model = any(name.startswith(_MODEL) for name in names)
-    if model:
-        return (
-            "checkpoints" if any(n.startswith(_WITH_MODEL) for n in names) else "diffusion_models"
-        )
-    if any(name.startswith(_VAE) for name in names):
+
+    def has(prefixes: tuple[str, ...]) -> bool:
+        return any(f"\n{prefix}" in text for prefix in prefixes)
+
+    if has(_MODEL):
+        return "checkpoints" if has(_WITH_MODEL) else "diffusion_models"
+    if has(_VAE):
         return "vae"
-    return "text_encoders" if any(name.startswith(_ENCODERS) for name in names) else ""
+    return "text_encoders" if has(_ENCODERS) else ""

@@ -70,9 +70,9 @@ _COMMANDS = {
         "add comfyui-impact-pack",
         "add --from workflow.json",
     ),
-    "list": ("what the manifest lists, and what of it is there", "list", "list --json"),
+    "list": ("show the listed packs, and which are there", "list", "list --json"),
     "plan": (
-        "what pull would fetch, and from where",
+        "show what pull would fetch, and from where",
         "plan",
         "plan --manifest snapshot.json",
     ),
@@ -87,7 +87,7 @@ _COMMANDS = {
         "verify --json",
     ),
     "map": (
-        "which pack has a node, by the map that is kept on the volume",
+        "show which pack has a node, by the map on the volume",
         "map --refresh",
         "map ImpactWildcardProcessor",
     ),
@@ -106,7 +106,7 @@ def main(
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    what = "The custom node packs that a manifest names: add, see, fetch, check."
+    what = "Custom node packs by manifest: add, list, fetch, verify."
     parser, commands = manifest_parser(prog, what, _COMMANDS, _VARIABLES, _COMMANDS["add"][1:])
     add, maps = commands["add"], commands["map"]
     add.add_argument(

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bootstrap.core.archive import ArchiveTooLarge, BadArchive, Limits, unpack
+from bootstrap.core.files import key_of
 from bootstrap.core.findings import Finding, info, warning
-from bootstrap.core.temp_files import LONGEST_NAME, key_of, new_owner
+from bootstrap.core.temp_files import LONGEST_NAME, new_owner
 from bootstrap.core.text import shell_quote
 from bootstrap.environment.node_packs import COMMIT
 from bootstrap.net import DownloadError, Stopped

@@ -18,9 +18,9 @@ from typing import Any
 
 from bootstrap.config import Settings
 from bootstrap.core.concurrency import WorkerPool
-from bootstrap.core.files import contains, list_folder
+from bootstrap.core.files import contains, key_of, list_folder
 from bootstrap.core.findings import Finding, Severity, ok
-from bootstrap.core.temp_files import BEAT, HOUR, STALE, Lease, key_of
+from bootstrap.core.temp_files import BEAT, HOUR, STALE, Lease
 from bootstrap.core.text import pluralize
 from bootstrap.models.download.download import Download
 from bootstrap.models.download.part import sweep, unchanged_for
@@ -120,7 +120,7 @@ def pull_context(
 
 def pull(
     specs: Sequence[PackSpec],
-    place: PullContext,
+    context: PullContext,
     stop: threading.Event | None = None,
     force: bool = False,
     timeout: float | None = None,
@@ -130,7 +130,7 @@ def pull(
     Faults of packs are not raised but in their results.
     """
     stop = stop or threading.Event()
-    job = _Pull(place, stop, force)
+    job = _Pull(context, stop, force)
     results: dict[int, PackResult] = {}
 
     def task(index: int) -> Callable[[], None]:
@@ -156,15 +156,15 @@ def _late(timeout: float | None) -> DownloadError:
 
 
 class _Pull:
-    def __init__(self, place: PullContext, stop: threading.Event, force: bool) -> None:
-        self._place = place
+    def __init__(self, context: PullContext, stop: threading.Event, force: bool) -> None:
+        self._context = context
         self._stop = stop
-        self._installer = Installer(place.nodes, place.own, stop, force)
-        self._options = place.sources.options
+        self._installer = Installer(context.nodes, context.own, stop, force)
+        self._options = context.sources.options
 
     def clean(self) -> None:
         """Remove leftovers of killed workers that are too old to be in use."""
-        own = self._place.own
+        own = self._context.own
         sweep(own)
         for entry in list_folder(str(own)).names:
             path = own / entry
@@ -183,7 +183,7 @@ class _Pull:
         except (Stopped, OwnershipLost):
             return PackResult(spec, "stopped", problem=stopped())
         except OSError as problem:
-            failed = disk_error(problem, self._place.nodes, None)
+            failed = disk_error(problem, self._context.nodes, None)
             return PackResult(spec, "failed", problem=failed)
         except Exception as fault:  # noqa: BLE001 - the other packs are still to be brought
             # Only the fault's type is reported: its text may contain anything, even a token.
@@ -194,19 +194,19 @@ class _Pull:
         return None if path is None else PackResult(spec, "present", path)
 
     def _check_inside(self) -> None:
-        place = self._place
-        real = os.path.realpath(place.nodes)
-        if not contains(os.path.realpath(place.root), real):
+        context = self._context
+        real = os.path.realpath(context.nodes)
+        if not contains(os.path.realpath(context.root), real):
             raise DownloadError(
                 "nodes.outside",
-                f"{place.nodes} leads to {real}, which is not on the volume.",
+                f"{context.nodes} leads to {real}, which is not on the volume.",
                 "Replace the link by a real folder.",
             )
 
     def _bring(self, spec: PackSpec) -> PackResult:
-        place = self._place
-        place.own.mkdir(parents=True, exist_ok=True)
-        place.nodes.mkdir(parents=True, exist_ok=True)
+        context = self._context
+        context.own.mkdir(parents=True, exist_ok=True)
+        context.nodes.mkdir(parents=True, exist_ok=True)
         with self._leased(spec) as lease:
             self._installer.recover(spec)
             if there := self._present(spec):  # another worker's by now
@@ -220,9 +220,9 @@ class _Pull:
     def _leased(self, spec: PackSpec) -> Iterator[Lease]:
         """The right to install this pack. After too long a wait it goes on without: a lease only
         saves bandwidth, and what is renamed into place is complete in any case."""
-        place = self._place
-        lease = Lease(place.own, spec.name, self._options.disk, place.beat, place.stale)
-        lease.wait(place.longest_wait, place.look_every, self._stop)
+        context = self._context
+        lease = Lease(context.own, spec.name, self._options.disk, context.beat, context.stale)
+        lease.wait(context.longest_wait, context.look_every, self._stop)
         try:
             if self._stop.is_set():
                 raise Stopped
@@ -232,26 +232,26 @@ class _Pull:
 
     def _download(self, spec: PackSpec, lease: Lease) -> Path:
         """The pack's complete archive, possibly one that a killed worker had fetched."""
-        archive = self._place.own / f"{key_of(f'{spec.name} {spec.pin}')}.zip"
+        archive = self._context.own / f"{key_of(f'{spec.name} {spec.pin}')}.zip"
         digest = spec.pin.sha256 if isinstance(spec.pin, RegistryPin) else None
         if archive.is_file() and (digest is None or hash_file(archive, self._stop) == digest):
             return archive
         archive.unlink(missing_ok=True)
-        meter = self._place.make_meter(spec.name, lease.tell)
+        meter = self._context.make_meter(spec.name, lease.tell)
         download = Download(
-            self._place.sources.locate(spec),
+            self._context.sources.locate(spec),
             archive,
             Wanted(archive.name, None, digest, weights=False),
             self._options,
             _Bounded(meter, spec.name),
-            unchanged_for(self._place.stale),
+            unchanged_for(self._context.stale),
         )
         try:
             fetched = download.run(self._stop)
         except DownloadError as problem:
             meter.end(f"failed: {problem.message}")
             raise
-        meter.end(f"fetched from {self._place.sources.host_of(spec)}, {fetched.size:,} bytes")
+        meter.end(f"fetched from {self._context.sources.host_of(spec)}, {fetched.size:,} bytes")
         return archive
 
 

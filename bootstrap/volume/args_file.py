@@ -23,7 +23,7 @@ from bootstrap.core.files import read_regular
 from bootstrap.core.findings import Finding, info, warning
 from bootstrap.core.text import printable, summarize_list
 from bootstrap.volume.categories import CATEGORIES
-from bootstrap.volume.locate import Layout, flags_known_to, folders_known_to, source_of
+from bootstrap.volume.locate import CLI_ARGS, Layout, folders_known_to, source_of
 
 CODES = {
     "comfyui.args_file": "The flags in `comfyui_args.txt` on the volume are used",
@@ -184,7 +184,7 @@ def local_folders(comfyui: Path | None) -> Mapping[str, str]:
     Only categories that ComfyUI itself knows: a custom node whose category already exists when it
     is loaded would skip its folder under ComfyUI/models.
     """
-    if comfyui is None or FLAG not in flags_known_to(comfyui):
+    if comfyui is None or FLAG not in source_of(comfyui, CLI_ARGS):
         return {}
     known = folders_known_to(comfyui)
     return {

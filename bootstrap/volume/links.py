@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from bootstrap.core.files import link_text, remove_if
+from bootstrap.core.files import link_text, open_regular, remove_if
 from bootstrap.core.findings import Finding, error, info, warning
 from bootstrap.core.text import shell_quote, summarize_list
 from bootstrap.volume.find_comfyui import MODELS
@@ -188,7 +188,7 @@ def _kind_of(entry: os.DirEntry[str]) -> EntryKind:
 
 
 def _sample(path: PurePosixPath, size: int) -> bytes:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         head = file.read(_SAMPLE)
         file.seek(max(0, size - _SAMPLE))
         return head + file.read(_SAMPLE)

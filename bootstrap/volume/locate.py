@@ -308,12 +308,6 @@ def folders_known_to(comfyui: Path) -> frozenset[str]:
     return frozenset(re.findall(r"""models_dir,\s*["']([\w.-]+)["']""", source))
 
 
-def flags_known_to(comfyui: Path) -> frozenset[str]:
-    """Flags in this ComfyUI's `comfy/cli_args.py`; empty if it cannot be read."""
-    source = source_of(comfyui, CLI_ARGS)
-    return frozenset(re.findall(r"""["'](--[a-z][\w-]*)["']""", source))
-
-
 def source_of(comfyui: Path, name: str) -> str:
     """The text of a file of its code; empty if it cannot be read."""
     try:

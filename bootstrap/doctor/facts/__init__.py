@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bootstrap.comfyui.launch import flags_of
 from bootstrap.config import Settings
 from bootstrap.core.concurrency import BoundedCaller
 from bootstrap.core.findings import Finding, error, unexpected
@@ -52,7 +53,6 @@ from bootstrap.volume import MODELS, Layout, locate
 from bootstrap.volume.args_file import ArgsFile, read_args_file, with_args_file
 from bootstrap.volume.link_plan import LinkPlan
 from bootstrap.volume.links import plan_for
-from bootstrap.volume.locate import flags_known_to
 
 CODES = {
     "doctor.part_failed": "One part of the examination failed",
@@ -172,7 +172,7 @@ class _Gatherer:
         layout = locate(self._settings)
         self._facts.layout, self._facts.args = layout, read_args_file(layout)
         if layout.comfyui is not None:
-            self._facts.flags = flags_known_to(layout.comfyui)
+            self._facts.flags = flags_of(layout.comfyui, ())
 
     def _volume(self, layout: Layout) -> None:
         if self._scope.includes("volume"):

@@ -195,7 +195,7 @@ def _examined(path: str, home: str, allowance: ByteSemaphore) -> Stray:
         found = os.stat(path)
     except OSError:
         return Stray(path, "")
-    examined = examine(path, found.st_size, allowance, with_kind=True)
+    examined = examine(path, found.st_size, allowance)
     belongs = os.path.join(home, examined.kind) if examined.kind else ""
     return Stray(path, belongs, (found.st_dev, found.st_ino), found.st_size, examined)
 

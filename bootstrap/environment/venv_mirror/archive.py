@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from bootstrap.core.files import open_regular
 from bootstrap.environment.venv_mirror.layout import FileState, ListedFolder, MirrorTree
 
 _TRAILER = struct.Struct("<8sQI")
@@ -100,7 +101,7 @@ def read_archive(path: Path) -> Archive:
 
 def _read_index(path: Path) -> tuple[bytes, int]:
     """The packed index, and the number of bytes before it."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(max(0, size - _LIKELY_INDEX))
         end = file.read(_LIKELY_INDEX)

@@ -11,13 +11,12 @@ import contextlib
 import hashlib
 import os
 import re
-import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.core.files import Disk, replacing
+from bootstrap.core.files import Disk, open_regular, replacing
 from bootstrap.core.temp_files import Lease, look_at_leftover
 from bootstrap.environment.venv_mirror.archive import Content, PackedFile, write_archive
 from bootstrap.environment.venv_mirror.layout import (
@@ -192,9 +191,9 @@ def _mapped_by(process: int) -> Iterator[str]:
 def _read(path: Path) -> tuple[FileState, bytes] | None:
     """A file that is small enough, with its stamp from before the read."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode) or found.st_size >= LARGE:
+            if found.st_size >= LARGE:
                 return None
             return FileState.of(found), file.read()
     except OSError:

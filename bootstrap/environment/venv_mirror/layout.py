@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from bootstrap.core.files import open_regular
 from bootstrap.core.findings import Fault
 from bootstrap.environment.python_probe import MIRROR_OF, venv_settings
 from bootstrap.environment.venv_mirror import audit_hook
@@ -211,8 +212,8 @@ def look_at_venv(path: Path, interpreter: Path | None) -> MirroredVenv:
     """What a mirror needs to know of a venv; `interpreter` replaces the venv's own, whose link may
     lead to another version on this machine. Raises CannotMirror, OSError."""
     path = Path(os.path.realpath(path))  # as in processes' memory maps
-    with open(path / "pyvenv.cfg", encoding="utf-8", errors="replace") as file:
-        settings = file.read(_MOST_TEXT)
+    with open_regular(path / "pyvenv.cfg") as file:
+        settings = file.read(_MOST_TEXT).decode("utf-8", "replace")
     own = Path(os.path.realpath(path / "bin" / "python"))
     if interpreter is None and not own.exists():
         raise CannotMirror(f"its Python is not on this machine ({own})")

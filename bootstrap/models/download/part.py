@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bootstrap.core.files import Disk, write_whole
-from bootstrap.core.temp_files import PART, beside, is_litter, key_of, new_owner
+from bootstrap.core.files import Disk, key_of, read_regular, write_whole
+from bootstrap.core.temp_files import PART, beside, is_litter, new_owner
 from bootstrap.models.download.remote import Remote
 from bootstrap.net import OwnershipLost, disk_error
 
 VERSION = 1
+_MOST_STATE = 8 << 20
 _LOOK_EVERY = 1.0  # seconds between two checks that the part is still ours
 Ranges = Sequence[tuple[int, int]]
 #: Seconds after which a leftover is removed; a part in use is never that old.
@@ -165,7 +166,7 @@ class Part:
 def read_state(path: Path) -> PartState | None:
     """The state at `path`; None if it is missing or damaged."""
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(read_regular(path, _MOST_STATE))
         if data["version"] != VERSION:
             return None
         return PartState(

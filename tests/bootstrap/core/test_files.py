@@ -19,14 +19,18 @@ from bootstrap.core.files import (
     Disk,
     Stamp,
     copy_opened,
+    lease_name,
     open_regular,
     publish_copy,
     publish_new,
     replacing,
     write_whole,
 )
-from bootstrap.core.temp_files import lease_name
 from bootstrap.doctor.facts.volume_places import further_folders, tabs_in
+from bootstrap.environment.package_store import read_record
+from bootstrap.environment.venv_mirror.archive import read_archive
+from bootstrap.environment.venv_mirror.layout import look_at_venv
+from bootstrap.models.download.part import read_state
 from bootstrap.models.manifest_file import load_manifest
 from bootstrap.models.prefetch import Request
 from bootstrap.models.weights_file import WeightsState, examine
@@ -196,14 +200,21 @@ def test_a_path_in_a_setting_never_hangs_the_worker(path: str, tmp_path: Path) -
 def test_a_pipe_in_the_place_of_a_file_that_is_looked_for(tmp_path: Path) -> None:
     (tmp_path / "ComfyUI").mkdir()
     (tmp_path / "ComfyUI/main.py").touch()
-    for name in (NAME, "ComfyUI/extra_model_paths.yaml", "x.safetensors"):
+    (tmp_path / "venv").mkdir()
+    for name in (NAME, "ComfyUI/extra_model_paths.yaml", "x.safetensors", "venv/pyvenv.cfg"):
         os.mkfifo(tmp_path / name)
     args = read_args_file(locate(Settings(volume_path=tmp_path)))
     assert args is not None and args.problem == "it is not a regular file"
     assert further_folders(tmp_path / "ComfyUI") == {}
     assert tabs_in(str(tmp_path / "ComfyUI/extra_model_paths.yaml")) == ()
-    examined = examine(str(tmp_path / "x.safetensors"), 1, ByteSemaphore(1), with_kind=True)
+    examined = examine(str(tmp_path / "x.safetensors"), 1, ByteSemaphore(1))
     assert (examined.state, examined.kind) == (WeightsState.UNREADABLE, "")
+    assert read_state(tmp_path / "x.safetensors") is None
+    for read in (read_record, read_archive):
+        with pytest.raises(OSError, match="not a regular file"):
+            read(tmp_path / "x.safetensors")
+    with pytest.raises(OSError, match="not a regular file"):
+        look_at_venv(tmp_path / "venv", None)
     request = Request([tmp_path / "x.safetensors"], lambda: 1 << 30, 1)
     request.start()
     assert request.wait(10) and "regular file" in str(request.reading.problem)

@@ -19,9 +19,9 @@ import pytest
 from benchmarks.simulated_volume import Delays, why_not
 from benchmarks.simulated_volume import mounted as simulated
 from bootstrap.core.concurrency import BoundedCaller, VolumeTimeout
-from bootstrap.core.files import list_folder
+from bootstrap.core.files import lease_name, list_folder
 from bootstrap.core.findings import Finding, Severity
-from bootstrap.core.temp_files import beside, kind_of, lease_name, look_at_leftover
+from bootstrap.core.temp_files import beside, kind_of, look_at_leftover
 from bootstrap.doctor.checks.volume import check_volume
 from bootstrap.doctor.facts import volume_probe as gatherer
 from bootstrap.doctor.facts.volume_facts import LinkTarget, VolumeState, look_at_link, try_writing

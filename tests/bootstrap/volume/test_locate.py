@@ -11,7 +11,7 @@ from bootstrap.comfyui.launch import flags_of
 from bootstrap.config import Settings
 from bootstrap.doctor import check_layout
 from bootstrap.volume.args_file import local_folders, paths_file
-from bootstrap.volume.locate import Layout, flags_known_to, folders_known_to, locate
+from bootstrap.volume.locate import Layout, folders_known_to, locate
 
 
 def make(*files: Path) -> None:
@@ -143,6 +143,6 @@ def test_a_pipe_in_place_of_code_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "extra_paths.yaml").touch()
     for name in ("main.py", "folder_paths.py", "comfy/cli_args.py"):
         os.mkfifo(tmp_path / name)
-    assert folders_known_to(tmp_path) == flags_known_to(tmp_path) == flags_of(tmp_path, ())
+    assert folders_known_to(tmp_path) == flags_of(tmp_path, ())
     assert paths_file(tmp_path) == tmp_path / "extra_model_paths.yaml"
     assert local_folders(tmp_path) == {}

@@ -125,13 +125,11 @@ class Delivery:
     async def _wait_for_writers(self, job: JobOutputs) -> list[str]:
         """Wait a few seconds for reported files that a node's thread or process still writes;
         warnings about those that are not complete then."""
-        limit, files = Deadline(_WRITING_SECONDS), job.claim.results
-        while files:
+        limit, files = Deadline(_WRITING_SECONDS), job.claim.unfinished
+        while files and not limit.expired:
+            await asyncio.sleep(_LOOK_EVERY)
             files = await self._call(partial(self.files.unfinished, files), job)
-            if limit.expired:
-                return [f"{path.name} was still being written" for path in files]
-            await asyncio.sleep(_LOOK_EVERY if files else 0)
-        return []
+        return [f"{path.name} was still being written" for path in files]
 
     async def _collect(self, produced: Sequence[Produced], job: JobOutputs) -> CollectedOutputs:
         def collect() -> CollectedOutputs:

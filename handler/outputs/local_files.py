@@ -36,11 +36,11 @@ _PAUSE_IN_WRITING = 2.0
 @dataclass
 class OutputClaim:
     """One job's files until they are delivered: those it `reported`, and the `rest` in the output
-    folder. `results` are all that it reported; `versions` identify what the files were when it
-    ended, None if they have changed since. It ended at `until` (seconds since 1970). `released`:
-    nothing is claimed any more."""
+    folder. Something still writes to the `unfinished` ones of what it reported. `versions` say what
+    its files were when it ended, None for those changed since. It ended at `until` (seconds since
+    1970). `released`: nothing is claimed any more."""
 
-    results: list[Path] = field(default_factory=list)
+    unfinished: list[Path] = field(default_factory=list)
     versions: dict[Path, Stamp | None] = field(default_factory=dict)
     reported: list[Path] = field(default_factory=list)
     rest: list[Path] = field(default_factory=list)
@@ -126,17 +126,19 @@ class LocalFiles:
     def claim(self, claim: OutputClaim, until: float, reported: Iterable[Path] = ()) -> None:
         """Reserve the files of a job that ended at `until`: those it reported, and unreported ones
         in the output folder. Call it in the order in which jobs end; deliveries are parallel."""
+        results = list(reported)
+        unfinished = self.unfinished(results)
         with self._lock:
             if claim.released:  # this call took too long, and the job went on without it
                 return
             rest = dict.fromkeys(self._unreported(until))
-            claim.results = list(reported)
-            reported = [path for path in claim.results if path not in rest]
-            self._claimed.update([*rest, *reported])
-            ours = [*rest, *filter(self._is_ours, claim.results)]
-            claim.versions = {path: _version(path, until) for path in ours}
+            ours = [*rest, *filter(self._is_ours, results)]
+            others = [path for path in results if path not in rest]
+            self._claimed.update([*rest, *others])
             claim.rest += rest
-            claim.reported += reported
+            claim.reported += others
+            claim.unfinished = unfinished
+            claim.versions.update({path: _version(path, until) for path in ours})
             claim.until = max(claim.until, until)
 
     def may_be_on_volume(self, items: Iterable[Produced]) -> bool:

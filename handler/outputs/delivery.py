@@ -128,7 +128,7 @@ class Delivery:
         limit, files = Deadline(_WRITING_SECONDS), job.claim.unfinished
         while files and not limit.expired:
             await asyncio.sleep(_LOOK_EVERY)
-            files = await self._call(partial(self.files.unfinished, files), job)
+            files = await self._call(partial(self.files.look_again, job.claim), job)
         return [f"{path.name} was still being written" for path in files]
 
     async def _collect(self, produced: Sequence[Produced], job: JobOutputs) -> CollectedOutputs:

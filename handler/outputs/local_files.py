@@ -194,6 +194,15 @@ class LocalFiles:
             p for p in paths if _changed_at(p) > since and self._is_ours(p) and is_being_written(p)
         ]
 
+    def look_again(self, claim: OutputClaim) -> list[Path]:
+        """Those of its unfinished files that still are, whose version is not known. What the others
+        are now is its job's doing, too."""
+        left = self.unfinished(claim.unfinished)
+        claim.versions.update((p, stamp_of(p)) for p in claim.unfinished)
+        for path in left:
+            del claim.versions[path]
+        return left
+
     def overwritten(self, claim: OutputClaim) -> set[Path]:
         """Files of a claim that have changed since its job ended, or were removed."""
         return {path for path, version in claim.versions.items() if version != stamp_of(path)}

@@ -268,8 +268,8 @@ class Settings:
         "NODES_MANIFEST",
         kinds.TEXT,
         None,
-        "Custom node packs to have: a path on the volume or in the image, or JSON; a manifest or "
-        "a ComfyUI-Manager snapshot",
+        "Custom node packs the volume should have: a path on the volume or in the image, or JSON; "
+        "a manifest or a ComfyUI-Manager snapshot",
         "`nodes.json` or `nodes.yaml` at the volume's root, if there",
     )
     nodes_timeout: float = var(
@@ -366,7 +366,7 @@ class Settings:
         "MODELS_MANIFEST",
         kinds.TEXT,
         None,
-        "Models to have: the manifest's path on the volume or in the image, or JSON",
+        "Models the volume should have: the manifest's path on the volume or in the image, or JSON",
         "`models.json` or `models.yaml` at the volume's root, if there",
     )
     civitai_token: Secret | None = var(

@@ -11,7 +11,8 @@ import time
 
 
 class Sleep:
-    """Passes an image on after `seconds`; if `obedient`, it can be interrupted meanwhile."""
+    """Passes an image on after `seconds`, or once the file `until` exists; if `obedient`, it can be
+    interrupted meanwhile."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ("IMAGE",)
@@ -21,14 +22,15 @@ class Sleep:
     def INPUT_TYPES(cls):
         return {
             "required": {"image": ("IMAGE",), "seconds": ("FLOAT", {"default": 1.0, "max": 1e6})},
-            "optional": {"obedient": ("BOOLEAN", {"default": True})},
+            "optional": {"obedient": ("BOOLEAN", {"default": True}), "until": ("STRING", {})},
         }
 
-    def run(self, image, seconds, obedient=True):
+    def run(self, image, seconds, obedient=True, until=""):
         import comfy.model_management as management
 
+        print("TestSleep runs", flush=True)
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end and not (until and os.path.exists(until)):
             time.sleep(0.05)
             if obedient:
                 management.throw_exception_if_processing_interrupted()

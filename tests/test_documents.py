@@ -23,7 +23,7 @@ from bootstrap.models.manifest import parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.presence import Receipt
 from bootstrap.models.provision import ProvisionResult
-from handler.request import options, params, parse
+from handler.request import fields, params, parse
 from handler.request.named_workflows import NamedWorkflows
 from handler.request.parse import (
     DiagnosticsRequest,
@@ -195,7 +195,7 @@ def test_the_schema_of_requests_knows_every_field_that_is_read() -> None:
     schema: Any = validator("request").schema
     properties = schema["properties"]
     assert set(properties) == {*parse._WORKFLOW_FIELDS, "type"}
-    assert set(properties["output"]["properties"]) == set(options._OUTPUT_FIELDS)
+    assert set(properties["output"]["properties"]) == set(fields._OUTPUT_FIELDS)
 
 
 RUSSIAN = [*(ROOT / "docs").glob("*.ru.md"), ROOT / "README.ru.md"]

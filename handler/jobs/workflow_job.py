@@ -153,12 +153,15 @@ class WorkflowJobs:
             return await self._answer(job)
         except Exception as problem:
             self._computed(handle)
-            await self._delivery.keep_rest(job.outputs)
+            kept, _ = await self._delivery.keep_rest(job.outputs)
             if isinstance(problem, TimeUp):
                 problem = timeout_error(job.deadline, handle.stage)
             if not isinstance(problem, JobError):
                 raise
-            raise await self._explained(problem, job.workflow) from None
+            error = await self._explained(problem, job.workflow)
+            if kept:
+                error.details = {**error.details, "also_kept": kept}
+            raise error from None
         except asyncio.CancelledError:
             await asyncio.shield(self._delivery.keep_rest(job.outputs))
             raise

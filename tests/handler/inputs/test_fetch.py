@@ -21,7 +21,7 @@ from handler.common.errors import CODES, Deadline, JobError
 from handler.inputs.fetch import Fetcher, RemoteFile
 from handler.inputs.job_inputs import JobInputs
 from handler.inputs.volume_cache import VolumeInputs
-from handler.request.input_files import InputFile
+from handler.request.fields import InputFile
 from tests.support.vicious_server import ViciousServer
 from tests.support.waiting import until, wait_until
 

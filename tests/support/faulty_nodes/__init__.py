@@ -383,8 +383,9 @@ class Memory:
 
 
 class SaveOddly:
-    """Reports a text file that it saves `late`, by 0.2 s, that will `change` by then, or that it
-    has replaced with a `fifo`."""
+    """Reports a text file that it saves `late`, by 0.2 s, that will `change` by then, that it has
+    replaced with a `fifo`, or that it writes `slowly`, for 1 s, in a thread that outlives its
+    prompt."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ()
@@ -393,13 +394,14 @@ class SaveOddly:
 
     @classmethod
     def INPUT_TYPES(cls):
-        how = (["late", "change", "fifo"],)
+        how = (["late", "change", "fifo", "slowly", "at once"],)
         return {"required": {"name": ("STRING", {}), "content": ("STRING", {}), "how": how}}
 
     def run(self, name, content, how):
         import folder_paths
 
         path = os.path.join(folder_paths.get_output_directory(), name)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
         def put(text):
             with open(path + ".part", "w") as file:
@@ -410,12 +412,22 @@ class SaveOddly:
             time.sleep(0.2)
             put(content)
 
-        if how != "late":
+        def slowly(descriptor):
+            for part in content:
+                os.write(descriptor, part.encode())
+                time.sleep(1 / len(content))
+            os.close(descriptor)
+
+        if how == "at once":
+            put(content)
+        elif how == "slowly":
+            threading.Thread(target=slowly, args=[os.open(path, flags)]).start()
+        elif how != "late":
             put("not yet " + content)
         if how == "fifo":
             os.unlink(path)
             os.mkfifo(path)
-        else:
+        elif how in ("late", "change"):
             threading.Thread(target=later).start()
         return {"ui": {"files": [{"filename": name, "subfolder": "", "type": "output"}]}}
 

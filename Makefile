@@ -38,10 +38,12 @@ demo-env: python ## Print exports for a shell: eval "$(make -s demo-env)"
 	@$(PYTHON) -m demo venv worker
 	@$(PYTHON) -m demo env
 
+# In the order of their names: sorted by count, as is usual, the files with few long tests come last
+# and keep one process busy while the others have nothing left.
 test: python ## Run all tests (TESTS="tests/demo -k name" for some)
 	@$(PYTHON) -m demo venv dev
 	@$(PYTHON) -m demo volume >/dev/null
-	@$(VENV_PYTHON) -m pytest $(or $(TESTS),-n 3 --dist loadfile)
+	@$(VENV_PYTHON) -m pytest $(or $(TESTS),-n 3 --dist loadfile --no-loadscope-reorder)
 
 image-test: python ## Build and run the image without Docker (docs/image.md)
 	@$(PYTHON) -m demo venv dev

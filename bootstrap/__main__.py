@@ -7,6 +7,7 @@ In a clone `python -m bootstrap`, which has `models …` (`models/cli.py`) and `
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 from bootstrap.boot import Boot, boot_json, boot_text
@@ -39,7 +40,7 @@ def main(argv: list[str], prog: str = "python -m bootstrap") -> int:
     arguments = parser.parse_args(argv)
     settings, problems = read_settings()
     set_up(settings.log_level, settings.comfy_log_level)
-    boot = Boot(settings, problems)
+    boot = Boot(settings, problems, os.environ)
     try:
         boot.begin()
         report = boot.finish().report

@@ -29,7 +29,7 @@ def main() -> None:
         from handler.jobs.warmup import WarmUp
 
         warm_up = WarmUp(settings.warmup_workflow)
-    boot = Boot(settings, problems, warm_up=warm_up)
+    boot = Boot(settings, problems, os.environ, warm_up)
     atexit.register(boot.stop)
     boot.begin()
     with boot.timeline.stage("import SDK"):

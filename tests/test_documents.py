@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import fnmatch
 import importlib.util
 import json
@@ -22,7 +23,7 @@ from bootstrap.models.manifest import parse_manifest
 from bootstrap.models.manifest_entry import ModelSpec
 from bootstrap.models.presence import Receipt
 from bootstrap.models.provision import ProvisionResult
-from handler.request import options, params, parse
+from handler.request import fields, params, parse
 from handler.request.named_workflows import NamedWorkflows
 from handler.request.parse import (
     DiagnosticsRequest,
@@ -37,6 +38,7 @@ from scripts.errors import EXIT_CODES
 from tests.handler.request.test_worker_comfyui import FAILURE, SUCCESS
 from tests.support import check_cases
 from tests.support.schemas import check_reply, check_request, validator
+from tests.test_architecture import past_faces
 
 ROOT = Path(__file__).parent.parent
 READMES = (ROOT / "README.md", ROOT / "README.ru.md")
@@ -193,7 +195,7 @@ def test_the_schema_of_requests_knows_every_field_that_is_read() -> None:
     schema: Any = validator("request").schema
     properties = schema["properties"]
     assert set(properties) == {*parse._WORKFLOW_FIELDS, "type"}
-    assert set(properties["output"]["properties"]) == set(options._OUTPUT_FIELDS)
+    assert set(properties["output"]["properties"]) == set(fields._OUTPUT_FIELDS)
 
 
 RUSSIAN = [*(ROOT / "docs").glob("*.ru.md"), ROOT / "README.ru.md"]
@@ -438,6 +440,7 @@ def _anchors(document: Path) -> set[str]:
 def test_the_check_in_contributing_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its two files, put where the text says."""
     check, test = blocks(ROOT / "CONTRIBUTING.md", "python")
+    assert past_faces("bootstrap.doctor", ast.parse(textwrap.dedent(check))) == set()
     processor = loaded(tmp_path / "processor.py", check)
     monkeypatch.setattr("bootstrap.doctor.checks.processor", processor, raising=False)
     monkeypatch.setattr(check_cases, "CHECKS", (*check_cases.CHECKS, processor.check_processor))

@@ -16,7 +16,6 @@ SDK.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Iterable, Mapping
 
@@ -55,8 +54,8 @@ class Boot:
     def __init__(
         self,
         settings: Settings,
-        problems: Iterable[Finding] = (),
-        env: Mapping[str, str] = os.environ,
+        problems: Iterable[Finding],
+        env: Mapping[str, str],
         warm_up: WarmUpHook | None = None,
     ) -> None:
         self.timeline = Timeline(held=True)

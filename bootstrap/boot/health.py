@@ -45,8 +45,7 @@ _IDLE_CPU_SECONDS = 0.05  # that much CPU time is also used by an idle ComfyUI
 class EventLoopWatchdog:
     """Started in the loop, asked from any other thread. Reports no fault before it is started."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._last: float | None = None
         self._thread = 0
         self._moved = threading.Event()
@@ -62,15 +61,15 @@ class EventLoopWatchdog:
         """The finding about a loop that has been blocked for more than ten seconds. Blocks for at
         most a second, in which a worker that was frozen (SIGSTOP, FlashBoot) moves again."""
         last = self._last
-        if last is None or self._clock() - last <= _ALLOWED:
+        if last is None or time.monotonic() - last <= _ALLOWED:
             return None
         self._moved.clear()
         if self._last != last or self._moved.wait(_SECOND_CHANCE):
             return None
-        return _stuck(self._clock() - last, _place_of(self._thread))
+        return _stuck(time.monotonic() - last, _place_of(self._thread))
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._last = self._clock()
+        self._last = time.monotonic()
         self._moved.set()
         loop.call_later(_EVERY, self._beat, loop)
 

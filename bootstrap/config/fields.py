@@ -6,7 +6,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -274,12 +274,16 @@ class Variable:
         return None
 
 
-def var(
-    name: str, kind: SettingType, default: Any, meaning: str, shown: str = "", *aliases: str
-) -> Any:
-    """A dataclass field for one variable; `shown` is its default in the documents."""
-    variable = Variable(name, kind, meaning, shown or _shown(default), aliases)
-    return field(default=default, metadata={"variable": variable})
+def var(kind: SettingType, default: Any, meaning: str, shown: str = "", *aliases: str) -> Any:
+    """A dataclass field for the variable of its name in capitals; `shown` is its default in the
+    documents."""
+    declared = (kind, meaning, shown or _shown(default), aliases)
+    return field(default=default, metadata={"declared": declared})
+
+
+def declared_in(settings: type[Any]) -> dict[str, Variable]:
+    """The variables of a dataclass by its attributes, in order of declaration."""
+    return {f.name: Variable(f.name.upper(), *f.metadata["declared"]) for f in fields(settings)}
 
 
 def read_variables(

@@ -1,20 +1,21 @@
 """Environment -> frozen `Settings`, read once; secrets never show in a repr.
 
-`Settings` is the one place where variables are declared. The tables of docs/settings.md are
-generated from it (`settings_table`), and a test compares them. It is as long as that table:
-splitting it would need base classes to make one frozen object again.
+`Settings` is the one place where variables are declared; a variable's name is its attribute's in
+capitals. The tables of docs/settings.md are generated from it (`settings_table`), and a test
+compares them. It is as long as that table: splitting it would need base classes to make one frozen
+object again.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bootstrap.config import fields as kinds
-from bootstrap.config.fields import Variable, as_data, read_variables, table_of, var
+from bootstrap.config.fields import Variable, as_data, declared_in, read_variables, table_of, var
 from bootstrap.core.findings import Finding
 from bootstrap.core.redact import Secret
 
@@ -25,21 +26,18 @@ class Settings:
 
     # Where things are, and how ComfyUI is started.
     volume_path: Path | None = var(
-        "VOLUME_PATH",
         kinds.VOLUME,
         None,
         "Where the network volume is mounted",
         "`/runpod-volume`, else `/workspace`",
     )
     link_other_mount: bool = var(
-        "LINK_OTHER_MOUNT",
         kinds.BOOLEAN,
         True,
         "Make `/workspace`, where a Pod mounts the volume, a link to it (or the reverse), so that "
         "a Pod's paths work here; only if nothing has that name",
     )
     comfyui_path: str | None = var(
-        "COMFYUI_PATH",
         kinds.PATH_ON_VOLUME,
         None,
         "The folder of the ComfyUI to run, relative to the volume, such as `runpod-slim/ComfyUI`; "
@@ -47,61 +45,52 @@ class Settings:
         "`ComfyUI` at the root, else the only one on the volume",
     )
     comfyui_dir: Path | None = var(
-        "COMFYUI_DIR",
         kinds.ABSOLUTE_PATH,
         None,
         "A ComfyUI in the image, used when the volume has none; it gets the volume's models and "
         "custom nodes",
     )
     comfyui_python: Path | None = var(
-        "COMFYUI_PYTHON",
         kinds.ABSOLUTE_PATH,
         None,
         "The interpreter that runs ComfyUI, with torch and the nodes' packages",
         "a venv in ComfyUI or on the volume, else `/opt/comfyui/bin/python`, else `python3`",
     )
     comfyui_args: tuple[str, ...] = var(
-        "COMFYUI_ARGS",
         kinds.COMFYUI_ARGUMENTS,
         (),
         "Further ComfyUI flags, quoted as in a shell; those that this ComfyUI does not know are "
         "skipped and reported",
     )
     gpu: str = var(
-        "GPU",
         kinds.one_of("auto", "required", "none"),
         "auto",
         "Whether a GPU is expected; `auto` decides by Runpod's variables and `/dev`",
     )
     comfyui_port: int = var(
-        "COMFYUI_PORT",
         kinds.integer(0, 65535),
         8188,
         "ComfyUI's port on 127.0.0.1; if it is in use, or 0, a free one",
     )
     comfyui_instances: int | None = var(
-        "COMFYUI_INSTANCES",
         kinds.integer(1, 16),
         None,
         "How many ComfyUIs run side by side, each on its own GPU and with one job at a time",
         "the number of GPUs, `RUNPOD_GPU_COUNT`; 1 with `--cpu`",
     )
     comfyui_env_pass: tuple[str, ...] = var(
-        "COMFYUI_ENV_PASS",
         kinds.NAMES,
         (),
         "Secret-looking variables to pass to ComfyUI and its nodes, such as `HF_TOKEN`; all "
         "others are withheld",
     )
     work_dir: Path | None = var(
-        "WORK_DIR",
         kinds.ABSOLUTE_PATH,
         None,
         "A folder on local disk for the worker's own files: temp, input, user, database",
         "a new folder in the system's temp folder",
     )
     boot_timeout: float = var(
-        "BOOT_TIMEOUT",
         kinds.number(1, 3600),
         400.0,
         "Seconds until ComfyUI must answer; Runpod allows 420 for a cold start",
@@ -109,38 +98,28 @@ class Settings:
 
     # Limits of a job, and its inputs.
     max_wait: float = var(
-        "MAX_WAIT",
-        kinds.number(1, 86400),
-        300.0,
-        "Seconds a job may take unless it sets `max_wait`",
+        kinds.number(1, 86400), 300.0, "Seconds a job may take unless it sets `max_wait`"
     )
     max_request_mb: float = var(
-        "MAX_REQUEST_MB",
         kinds.number(0.01, 1000),
         20.0,
         "Larger requests are refused; Runpod itself accepts 10 (`/run`) or 20 (`/runsync`)",
     )
     max_reply_mb: float = var(
-        "MAX_REPLY_MB",
         kinds.number(0.01, 1000),
         10.0,
         "Files that would make a reply larger go to the bucket or stay on the volume; the reply "
         "says where",
     )
     max_input_mb: float = var(
-        "MAX_INPUT_MB",
         kinds.number(0.01, 100_000),
         500.0,
         "Largest file, in megabytes, to fetch from a request's URL",
     )
     input_timeout: float = var(
-        "INPUT_TIMEOUT",
-        kinds.number(1, 3600),
-        120.0,
-        "Seconds for fetching all of a request's URLs",
+        kinds.number(1, 3600), 120.0, "Seconds for fetching all of a request's URLs"
     )
     allow_private_urls: bool = var(
-        "ALLOW_PRIVATE_URLS",
         kinds.BOOLEAN,
         False,
         "A request's URLs (inputs, `s3Config`) may use http and private addresses",
@@ -148,59 +127,42 @@ class Settings:
 
     # Where results go.
     keep_outputs: bool = var(
-        "KEEP_OUTPUTS",
         kinds.BOOLEAN,
         True,
         "Keep results in `ComfyUI/output/` on the volume; if false, only those that can go "
         "nowhere else",
     )
     keep_outputs_days: float | None = var(
-        "KEEP_OUTPUTS_DAYS",
         kinds.number(0.01, 36500),
         None,
         "Days after which results kept by workers are removed; your own files never are",
     )
     keep_outputs_gb: float | None = var(
-        "KEEP_OUTPUTS_GB",
         kinds.number(0.001, 1_000_000),
         None,
         "Gigabytes of kept results above which the oldest are removed; your own files never are",
     )
     bucket_endpoint_url: str | None = var(
-        "BUCKET_ENDPOINT_URL",
         kinds.URL,
         None,
         "An S3-compatible store for results, with or without the bucket in its address; with it "
         "and a key, results are delivered as URLs",
     )
-    bucket_access_key_id: Secret | None = var(
-        "BUCKET_ACCESS_KEY_ID", kinds.SECRET, None, "Its access key id"
-    )
-    bucket_secret_access_key: Secret | None = var(
-        "BUCKET_SECRET_ACCESS_KEY", kinds.SECRET, None, "Its secret access key"
-    )
+    bucket_access_key_id: Secret | None = var(kinds.SECRET, None, "Its access key id")
+    bucket_secret_access_key: Secret | None = var(kinds.SECRET, None, "Its secret access key")
     bucket_name: str | None = var(
-        "BUCKET_NAME",
         kinds.BUCKET_NAME,
         None,
         "The bucket",
         "the one in BUCKET_ENDPOINT_URL's host or path, else `MM-YY`, the month",
     )
     bucket_region: str | None = var(
-        "BUCKET_REGION",
-        kinds.BUCKET_NAME,
-        None,
-        "Its region",
-        "the one in BUCKET_ENDPOINT_URL, else `us-east-1`",
+        kinds.BUCKET_NAME, None, "Its region", "the one in BUCKET_ENDPOINT_URL, else `us-east-1`"
     )
     bucket_prefix: str | None = var(
-        "BUCKET_PREFIX",
-        kinds.TEXT,
-        None,
-        "Key prefix for results; `{job_id}` in it becomes the job's id",
+        kinds.TEXT, None, "Key prefix for results; `{job_id}` in it becomes the job's id"
     )
     bucket_inputs: tuple[str, ...] = var(
-        "BUCKET_INPUTS",
         kinds.BUCKET_PLACES,
         (),
         "What requests may read with these credentials (`s3://bucket/key`): buckets, or "
@@ -208,13 +170,9 @@ class Settings:
         "nothing, except with a request's own `s3Config`",
     )
     bucket_url_expiry: int = var(
-        "BUCKET_URL_EXPIRY",
-        kinds.integer(1, 604_800),
-        86_400,
-        "Seconds that results' signed URLs are valid",
+        kinds.integer(1, 604_800), 86_400, "Seconds that results' signed URLs are valid"
     )
     bucket_public_url: str | None = var(
-        "BUCKET_PUBLIC_URL",
         kinds.URL,
         None,
         "Where the bucket can be read without a signature; results' URLs then begin with it",
@@ -223,31 +181,22 @@ class Settings:
 
     # The start: ComfyUI's code, its nodes' packages, weights, the warm-up.
     volume_timeout: float = var(
-        "VOLUME_TIMEOUT",
-        kinds.number(1, 3600),
-        60.0,
-        "Seconds for finding the volume and linking models",
+        kinds.number(1, 3600), 60.0, "Seconds for finding the volume and linking models"
     )
     stage_comfyui: bool = var(
-        "STAGE_COMFYUI",
         kinds.BOOLEAN,
         True,
         "Copy ComfyUI's code and custom nodes from the volume to local disk and run them there",
     )
     stage_pack_mb: float = var(
-        "STAGE_PACK_MB",
         kinds.number(0, 1_000_000),
         200.0,
         "In a custom node of more megabytes than this, the largest files are linked, not copied",
     )
     stage_timeout: float = var(
-        "STAGE_TIMEOUT",
-        kinds.number(1, 3600),
-        60.0,
-        "Seconds for the copy; then ComfyUI runs from the volume",
+        kinds.number(1, 3600), 60.0, "Seconds for the copy; then ComfyUI runs from the volume"
     )
     packages: str = var(
-        "PACKAGES",
         kinds.one_of("install", "report"),
         "install",
         "Packages that ComfyUI and its custom nodes require and ComfyUI's Python lacks or has in "
@@ -257,7 +206,6 @@ class Settings:
         "NODE_REQUIREMENTS",
     )
     packages_timeout: float = var(
-        "PACKAGES_TIMEOUT",
         kinds.number(1, 3600),
         300.0,
         "Seconds for installing them; then ComfyUI starts without them",
@@ -265,47 +213,39 @@ class Settings:
         "NODE_REQUIREMENTS_TIMEOUT",
     )
     nodes_manifest: str | None = var(
-        "NODES_MANIFEST",
         kinds.TEXT,
         None,
-        "Custom node packs to have: a path on the volume or in the image, or JSON; a manifest or "
-        "a ComfyUI-Manager snapshot",
+        "Custom node packs the volume should have: a path on the volume or in the image, or JSON; "
+        "a manifest or a ComfyUI-Manager snapshot",
         "`nodes.json` or `nodes.yaml` at the volume's root, if there",
     )
     nodes_timeout: float = var(
-        "NODES_TIMEOUT",
         kinds.number(1, 3600),
         180.0,
         "Seconds for fetching them; then ComfyUI starts without the missing ones",
     )
     prefetch_models: str = var(
-        "PREFETCH_MODELS",
         kinds.TEXT,
         "last",
         "Weights to read into memory while ComfyUI starts: `last` (those this endpoint used last), "
         "`none`, or file names below `models/` separated by commas",
     )
     warmup_workflow: str | None = var(
-        "WARMUP_WORKFLOW",
         kinds.TEXT,
         None,
         "A workflow to run before jobs are taken: a path on the volume or in the image, JSON, or "
         "`last` (the last one that succeeded here, reduced)",
     )
-    warmup_timeout: float = var(
-        "WARMUP_TIMEOUT", kinds.number(1, 3600), 120.0, "Seconds for the warm-up"
-    )
+    warmup_timeout: float = var(kinds.number(1, 3600), 120.0, "Seconds for the warm-up")
 
     # Memory.
     memory_free_at: float = var(
-        "MEMORY_FREE_AT",
         kinds.number(1, 100),
         90.0,
         "Percent of the container's memory at which ComfyUI is asked, between jobs, to free "
         "models and cached results; 100 is never",
     )
     memory_restart_at: float = var(
-        "MEMORY_RESTART_AT",
         kinds.number(1, 100),
         95.0,
         "Percent of memory, after that, at which ComfyUI is restarted before the next job; 100 is "
@@ -314,20 +254,17 @@ class Settings:
 
     # How jobs are served.
     response_format: str = var(
-        "RESPONSE_FORMAT",
         kinds.one_of("native", "worker-comfyui"),
         "native",
         "The form of replies: this worker's own, or worker-comfyui's for its clients",
     )
     job_prefetch: int = var(
-        "JOB_PREFETCH",
         kinds.integer(0, 8),
         1,
         "Jobs to take beyond the running one, so that ComfyUI never waits for work; 0 is one job "
         "at a time",
     )
     shutdown_grace: float = var(
-        "SHUTDOWN_GRACE",
         kinds.number(0, 3600),
         6.0,
         "Seconds that a running job may continue after SIGTERM; then it is stopped and answered. "
@@ -335,26 +272,18 @@ class Settings:
         "published for Runpod Serverless",
     )
     refresh_worker: bool = var(
-        "REFRESH_WORKER",
-        kinds.BOOLEAN,
-        False,
-        "Let Runpod stop the worker after each job; the next one starts cold",
+        kinds.BOOLEAN, False, "Let Runpod stop the worker after each job; the next one starts cold"
     )
     log_level: str = var(
-        "LOG_LEVEL",
-        kinds.one_of("debug", "info", "warning", "error"),
-        "info",
-        "How much the worker logs",
+        kinds.one_of("debug", "info", "warning", "error"), "info", "How much the worker logs"
     )
     comfy_log_level: str | None = var(
-        "COMFY_LOG_LEVEL",
         kinds.one_of("debug", "info", "warning", "error", "critical"),
         None,
         "How much ComfyUI logs: its `--verbose`, unless COMFYUI_ARGS has that; `debug` also shows "
         "the usual noise of its start",
     )
     comfy_org_api_key: Secret | None = var(
-        "COMFY_ORG_API_KEY",
         kinds.SECRET,
         None,
         "Comfy.org key for API nodes, sent to ComfyUI with each workflow; a request's "
@@ -363,14 +292,12 @@ class Settings:
 
     # Models, and what they are fetched with.
     models_manifest: str | None = var(
-        "MODELS_MANIFEST",
         kinds.TEXT,
         None,
-        "Models to have: the manifest's path on the volume or in the image, or JSON",
+        "Models the volume should have: the manifest's path on the volume or in the image, or JSON",
         "`models.json` or `models.yaml` at the volume's root, if there",
     )
     civitai_token: Secret | None = var(
-        "CIVITAI_TOKEN",
         kinds.SECRET,
         None,
         "Civitai API key; goes to civitai.com and civitai.red only",
@@ -378,7 +305,6 @@ class Settings:
         "civitai_token",
     )
     hf_token: Secret | None = var(
-        "HF_TOKEN",
         kinds.SECRET,
         None,
         "Hugging Face token, for gated and private repositories",
@@ -386,52 +312,39 @@ class Settings:
         "HUGGING_FACE_HUB_TOKEN",
     )
     download_token: Secret | None = var(
-        "DOWNLOAD_TOKEN", kinds.SECRET, None, "Bearer token for model URLs at DOWNLOAD_TOKEN_HOST"
+        kinds.SECRET, None, "Bearer token for model URLs at DOWNLOAD_TOKEN_HOST"
     )
     download_token_host: str | None = var(
-        "DOWNLOAD_TOKEN_HOST", kinds.HOST, None, "The only host that gets DOWNLOAD_TOKEN, by https"
+        kinds.HOST, None, "The only host that gets DOWNLOAD_TOKEN, by https"
     )
     allow_private_download_urls: bool = var(
-        "ALLOW_PRIVATE_DOWNLOAD_URLS",
-        kinds.BOOLEAN,
-        False,
-        "Model URLs may use http and private addresses",
+        kinds.BOOLEAN, False, "Model URLs may use http and private addresses"
     )
     allow_download_requests: bool = var(
-        "ALLOW_DOWNLOAD_REQUESTS",
         kinds.BOOLEAN,
         False,
         "Whether jobs may fetch models onto the volume, with this endpoint's tokens: by a request "
         'of type "download", or by an address in place of a model\'s file name',
     )
     model_hosts: tuple[str, ...] = var(
-        "MODEL_HOSTS",
         kinds.HOSTS,
         (),
         "The only hosts that jobs may fetch models from; `*.example.com` includes all subdomains",
         "any public host",
     )
     model_cache_gb: float | None = var(
-        "MODEL_CACHE_GB",
         kinds.number(0.001, 1_000_000),
         None,
         "Gigabytes of models fetched by address above which the least recently used are removed; "
         "your own files never are",
     )
     download_connections: int = var(
-        "DOWNLOAD_CONNECTIONS",
-        kinds.integer(1, 64),
-        16,
-        "Parallel connections per model, if its server allows",
+        kinds.integer(1, 64), 16, "Parallel connections per model, if its server allows"
     )
     download_max_mbps: float | None = var(
-        "DOWNLOAD_MAX_MBPS",
-        kinds.number(0.1, 100_000),
-        None,
-        "Megabytes per second for all downloads together",
+        kinds.number(0.1, 100_000), None, "Megabytes per second for all downloads together"
     )
     download_timeout: float = var(
-        "DOWNLOAD_TIMEOUT",
         kinds.number(0, 86400),
         300.0,
         "Seconds the first job may wait for required models; then the worker starts degraded and "
@@ -468,7 +381,7 @@ def read_settings() -> tuple[Settings, tuple[Finding, ...]]:
 
 def variables() -> dict[str, Variable]:
     """Every declared variable by the name of its attribute, in order of declaration."""
-    return {f.name: f.metadata["variable"] for f in fields(Settings)}
+    return declared_in(Settings)
 
 
 def settings_table() -> str:

@@ -35,7 +35,7 @@ class Residence(NamedTuple):
     missing: list[int]
 
 
-def residence_of(descriptor: int, block: int = BLOCK) -> Residence:
+def residence_of(descriptor: int) -> Residence:
     """Which blocks of an open file are cached. Raises OSError."""
     facts = os.fstat(descriptor)
     size = facts.st_size
@@ -43,10 +43,10 @@ def residence_of(descriptor: int, block: int = BLOCK) -> Residence:
     # 5.2).
     ours = facts.st_uid == os.geteuid() or os.access(f"/proc/self/fd/{descriptor}", os.W_OK)
     pages = _resident(descriptor, size) if ours else None
-    blocks = range(0, size, block)
+    blocks = range(0, size, BLOCK)
     if pages is None:
         return Residence(size, list(blocks))
-    each = block // _PAGE
+    each = BLOCK // _PAGE
     missing = [o for o in blocks if 0 in pages[o // _PAGE : o // _PAGE + each]]
     return Residence(size, missing)
 

@@ -31,10 +31,10 @@ _CODE = re.compile(r"`[^`]*`")
 _SERVERLESS_PATH = re.compile(rf"(?<=[ '\"`]){SERVERLESS}(?=[/ '\"`])")
 
 
-def whole(text: str, digits: int = 18) -> int | None:
-    """The number in up to so many ASCII digits; None for anything else. `int` would also accept
+def whole(text: str) -> int | None:
+    """The number in up to 18 ASCII digits; None for anything else. `int` would also accept
     other alphabets' digits, and raise for thousands of digits."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= digits else None
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
 
 
 def size_text(size: int) -> str:

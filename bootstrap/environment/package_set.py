@@ -141,11 +141,11 @@ def set_path(volume: Path, judgement: Judgement) -> Path:
 
 
 def prepare_packages(
-    context: PackageContext, env: Mapping[str, str], mode: str = INSTALL, uv: Path | None = None
+    context: PackageContext, env: Mapping[str, str], mode: str = INSTALL
 ) -> PackageSet:
-    """Provide missing packages on local disk, from the volume or with `uv` (None: search for it).
-    Never raises: ComfyUI starts without packages too, unless a finding says that it cannot. Mode
-    `report` installs nothing.
+    """Provide missing packages on local disk, from the volume or with uv. Never raises: ComfyUI
+    starts without packages too, unless a finding says that it cannot. Mode `report` installs
+    nothing.
     """
     start = time.monotonic()
     try:
@@ -158,7 +158,7 @@ def prepare_packages(
         return PackageSet(judgement=judgement, note="the interpreter cannot be used")
     seconds = {"judge": time.monotonic() - start}
     units = units_of(judgement.verdicts)
-    uv = uv or find_uv()
+    uv = find_uv()
     if not units or mode != INSTALL or uv is None or judgement.judged_with is None:
         wanted = units if mode == INSTALL else ()
         findings = package_findings.not_ready(judgement, uv, wanted)

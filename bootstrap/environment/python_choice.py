@@ -78,11 +78,11 @@ class _Refused:
     choice: Choice | None = None
 
 
-def choose_python(settings: Settings, layout: Layout, nvidia: Path = NVIDIA) -> Choice | Finding:
+def choose_python(settings: Settings, layout: Layout) -> Choice | Finding:
     """The first candidate that starts and has a torch that this machine's driver can run; or a
     finding that says what each lacks. COMFYUI_PYTHON, if set, is the only candidate.
     """
-    driver = _driver_version(nvidia)
+    driver = _driver_version()
     refused: list[_Refused] = []
     for candidate in _candidates(settings, layout):
         tried = _try(candidate, driver)
@@ -262,10 +262,10 @@ def _problem_with(python: Path, has_torch: bool = False) -> tuple[str | None, st
     return answer.stdout.split()[-1], "has no torch" if answer.returncode else None
 
 
-def _driver_version(nvidia: Path) -> str | None:
+def _driver_version() -> str | None:
     """`NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.124.06  Wed …`; None without one."""
     try:
-        match = _DRIVER.search(nvidia.read_text("utf-8", "replace"))
+        match = _DRIVER.search(NVIDIA.read_text("utf-8", "replace"))
     except OSError:
         return None
     return match[1] if match else None

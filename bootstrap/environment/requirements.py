@@ -139,12 +139,11 @@ def judge(
     needs: bool = False,
     before: Path | None = None,
     after: Path | None = None,
-    timeout: float = ASK_SECONDS,
 ) -> Judgement:
     """Judge in `python` the requirements of a ComfyUI started with `arguments`; never raises. Takes
     0.2 s on local disk. `env` is the worker's environment; secrets are withheld from the child.
     `needs` also returns what each installed distribution requires. `before` and `after` are package
-    folders ahead of and after the interpreter's own. `timeout` is in seconds.
+    folders ahead of and after the interpreter's own.
     """
     start = time.monotonic()
     hard = hard_imports(requirements.version, arguments)
@@ -157,7 +156,7 @@ def judge(
         "before": str(before) if before else None,
         "after": str(after) if after else None,
     }
-    said = ask_python(python, child_environment(env, (), python), question, timeout)
+    said = ask_python(python, child_environment(env, (), python), question, ASK_SECONDS)
     try:
         packages = packages_facts(python, said, time.monotonic() - start)
         if isinstance(said, Failure):

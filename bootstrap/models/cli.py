@@ -91,7 +91,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add.add_argument("url", help="https://..., hf://org/repo/file, urn:air:...")
     add.add_argument("--directory", help="folder under models/, such as loras")
     add.add_argument("--name", help="file name, if not the source's")
-    add.add_argument("--optional", action="store_true", help="may come later")
+    add.add_argument("--optional", action="store_true", help="jobs do not wait for it")
     add.add_argument("--allow-pickle", action="store_true", help="accept a file that can run code")
     return parser
 
@@ -106,7 +106,7 @@ class _Command(ManifestCommand[ModelSpec]):
 
     @cached_property
     def _context(self) -> ProvisionContext:
-        context = provision_context(self.settings, self.layout, meters_for())
+        context = provision_context(self.settings, self.layout, meters_for(sys.stderr))
         return replace(context, sources=self._sources or context.sources)
 
     def load(self) -> tuple[Sequence[ModelSpec], Sequence[Finding]] | None:

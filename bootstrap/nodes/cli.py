@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -133,7 +134,7 @@ class _Command(ManifestCommand[PackSpec]):
 
     def __init__(self, sources: PackSources | None, *given: Any) -> None:
         super().__init__(*given)
-        place = pull_context(self.settings, self.layout, meters_for(lines=PackMeter))
+        place = pull_context(self.settings, self.layout, meters_for(sys.stderr, PackMeter))
         self.place = replace(place, sources=sources or place.sources)
 
     def load(self) -> tuple[Sequence[PackSpec], Sequence[Finding]] | None:

@@ -31,7 +31,7 @@ from bootstrap.models.sources.https import Https
 from bootstrap.net import DownloadError, OwnershipLost, Stopped, disk_error, stopped
 from bootstrap.nodes.install import Installer, remove
 from bootstrap.nodes.manifest import PackSpec, RegistryPin
-from bootstrap.nodes.sources import MOST_ARCHIVE, PackSources, too_large
+from bootstrap.nodes.sources import MOST_ARCHIVE, REGISTRY, PackSources, too_large
 from bootstrap.volume import Layout
 from bootstrap.volume.locate import OWN_FOLDER
 
@@ -114,7 +114,7 @@ def pull_context(
     https = Https(settings.download_token, settings.download_token_host)
     own = layout.root / OWN_FOLDER / "nodes"
     return PullContext(
-        layout.custom_nodes, own, layout.root, PackSources(options, https), make_meter
+        layout.custom_nodes, own, layout.root, PackSources(options, https, REGISTRY), make_meter
     )
 
 

@@ -93,7 +93,7 @@ class PackSources:
 
     options: DownloadOptions
     https: Https
-    registry: str = REGISTRY
+    registry: str
 
     def host_of(self, spec: PackSpec) -> str:
         """The host that will be asked, for plans."""

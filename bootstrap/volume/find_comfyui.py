@@ -169,25 +169,23 @@ class OtherMount:
     state: MountState
 
 
-def other_mounts(root: Path, names: Sequence[Path] = USUAL_ROOTS) -> tuple[OtherMount, ...]:
+def other_mounts(root: Path) -> tuple[OtherMount, ...]:
     """The other mount points of the volume at `root`, except those above or below it. A broken link
     counts as nothing."""
     return tuple(
         OtherMount(name, _state(name, root))
-        for name in names
+        for name in USUAL_ROOTS
         if not (root.is_relative_to(name) or name.is_relative_to(root))
     )
 
 
-def link_other_mounts(
-    root: Path, names: Sequence[Path] = USUAL_ROOTS
-) -> tuple[list[Path], list[Finding]]:
+def link_other_mounts(root: Path) -> tuple[list[Path], list[Finding]]:
     """Make each free name a link to the volume at `root`; the links made, and findings. Without
     permission to write to `/` there are neither: whatever needs a link has its own finding.
     """
     if not list_folder(str(root)).names:  # no volume is mounted there
         return [], []
-    free = [other.path for other in other_mounts(root, names) if other.state is MountState.FREE]
+    free = [other.path for other in other_mounts(root) if other.state is MountState.FREE]
     made = [name for name in free if _link(name, root)]
     return made, [_linked(name, root) for name in made]
 

@@ -8,7 +8,7 @@ import difflib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bootstrap.core.findings import Fault, Finding
@@ -31,6 +31,7 @@ CODES = {
     "workflow.ui_format": "The workflow was saved in the editor's own format",
     "workflow.bad_node": "An entry of the workflow is not a node",
     "workflow.bad_link": "A node is linked to a node that does not exist",
+    "workflow.too_deep": "More nodes follow one another in the workflow than ComfyUI can check",
     "workflow.no_output": "The workflow has no output node",
     "workflow.name_unknown": "There is no workflow of that name on the volume",
     "workflow.unknown_node": "A node class is not installed in this ComfyUI",
@@ -129,28 +130,27 @@ class ComfyUnreachable(ComfyBroken):
 class Deadline:
     """Expires `seconds` after its creation, on a monotonic clock; pauses do not count."""
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._clock = clock
-        self._start = clock()
+        self._start = time.monotonic()
         self._paused: float | None = None
         self._pauses = 0.0
 
     def pause(self) -> None:
         """Stop the clock, if it runs."""
         if self._paused is None:
-            self._paused = self._clock()
+            self._paused = time.monotonic()
 
     def resume(self) -> None:
         """Start the clock again, if it is stopped."""
         if self._paused is not None:
-            self._pauses += self._clock() - self._paused
+            self._pauses += time.monotonic() - self._paused
             self._paused = None
 
     @property
     def elapsed(self) -> float:
         """Seconds since its creation, without pauses."""
-        now = self._clock() if self._paused is None else self._paused
+        now = time.monotonic() if self._paused is None else self._paused
         return now - self._start - self._pauses
 
     @property

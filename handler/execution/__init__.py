@@ -7,7 +7,7 @@ from handler.execution.node_progress import ProgressUpdate
 from handler.execution.prompt_run import run_prompt
 from handler.execution.queue import Prompt, PromptQueue, PromptResult
 from handler.execution.refusal import UnknownNode, hint_for, with_origins
-from handler.execution.restarts import ComfyRecovery, MemoryRelief
+from handler.execution.restarts import ComfyRecovery, MemoryRelief, memory_gauge
 
 __all__ = [
     "ComfyRecovery",
@@ -20,6 +20,7 @@ __all__ = [
     "PromptResult",
     "UnknownNode",
     "hint_for",
+    "memory_gauge",
     "run_prompt",
     "with_origins",
     "with_withheld",

@@ -32,6 +32,8 @@ _PATIENT_LOOKS, _LONGEST_LOOK = 6, 30.0
 # A volume may stall for a while, and the job has already cost something, so this many checks in a
 # row, at least two seconds apart; answering them costs ComfyUI a little CPU time.
 STALL_LOOKS, _ASKED_CPU_SECONDS = 8, 0.1
+# All nodes' states, again at each step of one; `progress` says what is reported.
+_UNUSED = '{"type": "progress_state"'
 # How long a cancelled prompt may take to end; the rest of two seconds is for killing ComfyUI.
 _LET_GO_SECONDS = 1.5
 # The same for prompts that its nodes queued, and theirs; if there are still more, ComfyUI is
@@ -189,7 +191,8 @@ async def _messages(socket: _Socket) -> AsyncIterator[dict[str, Any] | bytes]:
     async with socket:
         async for message in socket:
             if message.type is aiohttp.WSMsgType.TEXT:
-                yield json.loads(message.data)
+                if not message.data.startswith(_UNUSED):
+                    yield json.loads(message.data)
             elif message.type is aiohttp.WSMsgType.BINARY:
                 yield message.data
 

@@ -28,6 +28,8 @@ _TYPES = {
 _LIST_LENGTH = re.compile(r"\(list of length (\d+)\)")
 _OUTPUT_NODES = "SaveImage, SaveVideo, SaveAudio, SaveAnimatedWEBP or PreviewAny"
 _LISTED, _GUESSES = 5, 20
+# ComfyUI checks a node within the check of the next one: Python's limit allows about 980 in a row.
+_RECURSION = "maximum recursion depth exceeded"
 # Class names may contain anything, even emoji.
 _UNKNOWN_NODE = re.compile(r"[Nn]ode '?([^\n]{1,200}?)'? (?:does not exist|not found)")
 _MISSPELT = 0.75  # similarity: FaceDetailer is not a misspelt VAEDecodeTiled (0.62)
@@ -170,6 +172,15 @@ def _node_problem(at: NodeInput, error: Mapping[str, Any], models: Path) -> JobE
             **at.details,
         )
     said = f"{error.get('message')}: {error.get('details')}"
+    if _RECURSION in said:
+        return JobError(
+            "workflow.too_deep",
+            f"After node {at.node_id} ({at.class_type}) come more nodes in a row than ComfyUI can "
+            f"check ({said[:200]}).",
+            "Split the workflow in two: save what a node about halfway produces, and load that in "
+            "the second.",
+            **at.details,
+        )
     sentence, fix = f"{node}: {said[:500]}.", "Correct that input, or export the workflow again."
     if kind == "invalid_input_type" and (wanted := _wanted_type(extra)) is not None:
         given = described(extra.get("received_value"))

@@ -46,13 +46,11 @@ _FIRST_REST, _LONGEST_REST = 30.0, 300.0
 class MemoryRelief:
     """Makes ComfyUI free memory at MEMORY_FREE_AT percent, and restart at MEMORY_RESTART_AT."""
 
-    def __init__(
-        self, settings: Settings, percent: Callable[[], float | None] | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, percent: Callable[[], float | None]) -> None:
         """`percent` of memory is in use; None without a limit."""
         self._free_at = settings.memory_free_at
         self._restart_at = settings.memory_restart_at
-        self._read = percent or _gauge()
+        self._read = percent
         self._stuck_at = 0.0
 
     def is_due(self) -> bool:
@@ -103,7 +101,8 @@ class MemoryRelief:
             return None  # unknown: do nothing
 
 
-def _gauge() -> Callable[[], float | None]:
+def memory_gauge() -> Callable[[], float | None]:
+    """How many percent of the container's memory are in use; None without a limit."""
     try:
         return MemoryGauge().percent
     except (OSError, ValueError):
@@ -119,17 +118,15 @@ class ComfyRecovery:
         relief: MemoryRelief,
         control: Pool,
         faults: Sequence[Finding] = (),
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`faults` are the boot's; a start that failed there counts."""
         self._comfyui = comfyui
         self._relief = relief
         self._control = control
-        self._clock = clock
         failed = (fault for fault in faults if isinstance(fault, StartFault))
         self._last: Finding | None = next(failed, None)
         self._failures = 0 if self._last is None else 1
-        self._rest_until = 0.0 if self._last is None else clock() + _FIRST_REST
+        self._rest_until = 0.0 if self._last is None else time.monotonic() + _FIRST_REST
 
     async def ensure_ready(self, deadline: Deadline) -> None:
         """Provide a ComfyUI that answers and has memory. Raises JobError."""
@@ -150,7 +147,7 @@ class ComfyRecovery:
     @property
     def resting(self) -> bool:
         """Must the next start wait, because too many have failed?"""
-        return self._clock() < self._rest_until
+        return time.monotonic() < self._rest_until
 
     def is_healthy(self) -> bool:
         """Is it alive, has it been ready, and is there memory? If not, `ensure_ready` is needed
@@ -230,14 +227,14 @@ class ComfyRecovery:
         if further < 0:
             return JobError.from_finding(fault)
         rest = min(_FIRST_REST * 2**further, _LONGEST_REST)
-        self._rest_until = self._clock() + rest
+        self._rest_until = time.monotonic() + rest
         _log.error(
             "ComfyUI failed to start %d times in a row; next attempt in %g s", self._failures, rest
         )
         return self._resting_error(fault)
 
     def _resting_error(self, last: Finding) -> JobError:
-        rest = max(self._rest_until - self._clock(), 0.0)
+        rest = max(self._rest_until - time.monotonic(), 0.0)
         return JobError(
             "comfyui.keeps_failing",
             f"ComfyUI failed to start {self._failures} times in a row; the next attempt is in "

@@ -21,7 +21,7 @@ from bootstrap.net.addresses import AddressPolicy, shown, take_apart
 from bootstrap.net.http import Channel, Reply
 from handler.common.blocking import Pool, TimeUp, gather_all
 from handler.common.errors import Deadline, JobError
-from handler.request.options import PUBLIC_FIX
+from handler.request.fields import PUBLIC_FIX
 
 _AT_ONCE = 4
 _ATTEMPTS = 2

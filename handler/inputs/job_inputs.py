@@ -23,7 +23,7 @@ from handler.common.errors import Deadline, JobError, nearest
 from handler.common.media_types import HEAD_BYTES, extension_for, wrong_content
 from handler.inputs.fetch import Fetcher, RemoteFile
 from handler.inputs.volume_cache import ROOM_FIX, VolumeInputs
-from handler.request.input_files import InputFile, filename_in
+from handler.request.fields import InputFile, filename_in
 from handler.request.references import (
     is_folder_input,
     named_files,

@@ -15,7 +15,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -53,21 +53,13 @@ class _Copy:
 class VolumeInputs:
     """The copies of files on the volume, for one worker."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        folder: Path,
-        volume: VolumeWatchdog,
-        clock: Callable[[], float] = time.monotonic,
-        other_roots: tuple[Path, ...] = USUAL_ROOTS,
-    ) -> None:
+    def __init__(self, layout: Layout, folder: Path, volume: VolumeWatchdog) -> None:
         """Copies go from the volume's folders, which need not exist, to `folder`. A workflow may
-        name the volume by one of `other_roots`, a Pod's mount point."""
+        name the volume by one of `USUAL_ROOTS`, a Pod's mount point."""
         self._layout = layout
-        self._other_roots = tuple(root for root in other_roots if root != layout.root)
+        self._other_roots = tuple(root for root in USUAL_ROOTS if root != layout.root)
         self._volume = volume
         self._folder = folder
-        self._clock = clock
         self._copies: dict[Path, _Copy] = {}
         self._users: set[str] = set()
         self._lock = threading.Lock()
@@ -180,7 +172,7 @@ class VolumeInputs:
             for copy in self._copies.values():
                 if user in copy.users:
                     copy.users.remove(user)
-                    copy.used_at = self._clock()
+                    copy.used_at = time.monotonic()
             for path in self._excess():
                 self._remove(path)
 
@@ -207,7 +199,7 @@ class VolumeInputs:
         total, going = 0, []
         for used_at, path, size in sorted(unused, reverse=True):
             total += size
-            if total > _UNUSED_BYTES or self._clock() - used_at > _UNUSED_SECONDS:
+            if total > _UNUSED_BYTES or time.monotonic() - used_at > _UNUSED_SECONDS:
                 going.append(path)
         return going
 

@@ -33,6 +33,7 @@ from handler.execution import (
     PromptResult,
     UnknownNode,
     hint_for,
+    memory_gauge,
     with_origins,
     with_withheld,
 )
@@ -115,7 +116,8 @@ class WorkflowJobs:
         self._models = layout.models
         self._known = KnownClasses()
         self._uncomputed: set[JobHandle] = set()
-        self._recovery = ComfyRecovery(comfyui, MemoryRelief(settings), calls.control, faults)
+        relief = MemoryRelief(settings, memory_gauge())
+        self._recovery = ComfyRecovery(comfyui, relief, calls.control, faults)
         self._executor = PromptExecutor(comfyui, self._recovery, self._models, self._known, calls)
         keep_workflow = (settings.warmup_workflow or "").lower() == LAST
         self._prefetcher = ModelPrefetcher(
@@ -151,12 +153,15 @@ class WorkflowJobs:
             return await self._answer(job)
         except Exception as problem:
             self._computed(handle)
-            await self._delivery.keep_rest(job.outputs)
+            kept, _ = await self._delivery.keep_rest(job.outputs)
             if isinstance(problem, TimeUp):
                 problem = timeout_error(job.deadline, handle.stage)
             if not isinstance(problem, JobError):
                 raise
-            raise await self._explained(problem, job.workflow) from None
+            error = await self._explained(problem, job.workflow)
+            if kept:
+                error.details = {**error.details, "also_kept": kept}
+            raise error from None
         except asyncio.CancelledError:
             await asyncio.shield(self._delivery.keep_rest(job.outputs))
             raise

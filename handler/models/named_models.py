@@ -23,7 +23,7 @@ from bootstrap.net.addresses import shown
 from bootstrap.volume.categories import PICKLES, category_of, extension_of
 from handler.common.blocking import Calls, TimeUp
 from handler.common.errors import Deadline, JobError, timeout_error
-from handler.request.options import check_model_host
+from handler.request.fields import check_model_host
 from handler.request.references import NamedModel, model_addresses, named_models, replace_in_node
 from handler.request.workflow import Workflow
 

@@ -15,27 +15,27 @@ import asyncio
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from bootstrap.comfyui import WorkDir
 from bootstrap.config import Settings
-from bootstrap.config.bucket import Bucket
 from bootstrap.core.files import Stamp
 from bootstrap.net.addresses import AddressPolicy
 from bootstrap.volume import Layout
 from handler.common import reply
 from handler.common.blocking import Calls, TimeUp, gather_all
 from handler.common.errors import Deadline, JobError
-from handler.outputs.local_files import (
+from handler.outputs.job_outputs import (
+    GRACE_SECONDS,
+    DeliveryOptions,
     DeliveryPolicy,
     EagerDelivery,
-    LocalFiles,
-    OutputClaim,
-    encoded,
-    stamp_of,
+    JobOutputs,
 )
+from handler.outputs.local_files import LocalFiles, encoded, stamp_of
 from handler.outputs.produced import Produced, saved_as
 from handler.outputs.results import (
     CollectedOutputs,
@@ -46,70 +46,22 @@ from handler.outputs.results import (
     write_out,
     zipped,
 )
-from handler.outputs.uploads import BucketUploader, NotUploaded, PresignedUploader, Upload
+from handler.outputs.uploads import NotUploaded, Upload
 from handler.outputs.volume_store import NotSaved, VolumeStore
-from handler.request.options import OutputOptions
 
 T = TypeVar("T")
-CODES = {"job.not_delivered": "The results of a job could not be delivered in time"}
-_AT_ONCE = 4
-# Extra time, so that results are not discarded because the job's time is up.
-GRACE_SECONDS = 10.0
+_WRITING_SECONDS, _LOOK_EVERY = 5.0, 0.05
 _ROOM_FOR_THE_REST = 100_000  # bytes of a reply besides the contents of files
-
-
-@dataclass(frozen=True)
-class DeliveryOptions:
-    """How a job's results are delivered. `job_tag` is unique to the job."""
-
-    job_tag: str
-    deadline: Deadline
-    output: OutputOptions = field(default_factory=OutputOptions)
-    bucket: Bucket | None = None
-
-    @property
-    def destination(self) -> str:
-        """`base64`, `s3` or `volume`."""
-        return self.output.delivery or ("s3" if self.uploads else "base64")
-
-    @property
-    def uploads(self) -> bool:
-        """Can results be uploaded?"""
-        return self.bucket is not None or bool(self.output.upload_urls)
-
-
-@dataclass
-class JobOutputs:
-    """The results of one job, from its start to their delivery. `limit` starts when the job has
-    been computed or has failed; uploads must end by `upload_limit`, which leaves time for another
-    way if they fail."""
-
-    options: DeliveryOptions
-    eager: EagerDelivery
-    scratch: Path
-    claim: OutputClaim = field(default_factory=OutputClaim)
-    limit: Deadline = field(default_factory=lambda: Deadline(GRACE_SECONDS))
-    upload_limit: Deadline = field(default_factory=lambda: Deadline(GRACE_SECONDS))
-    uploader: BucketUploader | PresignedUploader | None = None
-    # Their size has changed since they were found; `size` is the new one.
-    resized: list[Result] = field(default_factory=list)
-    not_uploaded: set[int] = field(default_factory=set)  # places of results
-    at_once: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
 
 
 class Delivery:
     """Delivers the results of one worker's jobs."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        work: WorkDir,
-        layout: Layout,
-        calls: Calls,
-    ) -> None:
+    def __init__(self, settings: Settings, work: WorkDir, layout: Layout, calls: Calls) -> None:
         self.files = LocalFiles(work, layout)
         self._settings = settings
         self._calls = calls
+        self._jobs: WeakSet[JobOutputs] = WeakSet()
         self._room = settings.max_reply_mb * 1e6 - _ROOM_FOR_THE_REST
         self._saver = VolumeStore(settings, layout, calls.volume)
         self._scratch = work.root / "rewritten"
@@ -118,13 +70,13 @@ class Delivery:
     def begin(self, options: DeliveryOptions) -> JobOutputs:
         """Call it when a job starts: its results may be delivered eagerly while it runs, and its
         files can be claimed."""
-        as_saved = not options.output.changes_images
-        keeps = as_saved and (self._settings.keep_outputs or options.destination == "volume")
-        alone = as_saved and options.destination == "base64" and not options.output.zip
-        room = self._room * 3 / 4 if alone else 0.0
-        policy = DeliveryPolicy(options.job_tag, keeps, room)
+        policy = DeliveryPolicy.of(options, self._settings.keep_outputs, self._room)
         eager = EagerDelivery(policy, self.files, self._saver, self._calls.local)
-        return JobOutputs(options, eager, self._scratch / options.job_tag)
+        job = JobOutputs(options, eager, self._scratch / options.job_tag, alone=not self._jobs)
+        for other in self._jobs:
+            other.alone = False
+        self._jobs.add(job)
+        return job
 
     async def deliver(
         self,
@@ -143,12 +95,13 @@ class Delivery:
         job.limit = Deadline(seconds + (GRACE_SECONDS if job.options.uploads else 0))
         found, answer = CollectedOutputs(), None
         try:
+            unfinished = await self._wait_for_writers(job)
             found = await self._collect(produced, job)
-            found.warnings[:0] = warnings
+            found.warnings[:0] = [*warnings, *unfinished]
             answer = await self._deliver(found, job, more)
             return answer
         except TimeUp:
-            raise self._not_delivered(found, job) from None
+            raise job.not_delivered(found.results) from None
         finally:
             await asyncio.shield(self._end(job, found, answered=answer is not None))
 
@@ -161,9 +114,22 @@ class Delivery:
         except TimeUp:
             return [], []
         finally:
-            job.eager.end(self._calls.background)
-            self._calls.background.add(self._saver.flush_record())
+            self._stop(job)
             self.files.release(job.claim)
+
+    def _stop(self, job: JobOutputs) -> None:
+        self._jobs.discard(job)
+        job.eager.end(self._calls.background)
+        self._calls.background.add(self._saver.flush_record())
+
+    async def _wait_for_writers(self, job: JobOutputs) -> list[str]:
+        """Wait a few seconds for reported files that a node's thread or process still writes;
+        warnings about those that are not complete then."""
+        limit, files = Deadline(_WRITING_SECONDS), job.claim.unfinished
+        while files and not limit.expired:
+            await asyncio.sleep(_LOOK_EVERY)
+            files = await self._call(partial(self.files.look_again, job.claim), job)
+        return [f"{path.name} was still being written" for path in files]
 
     async def _collect(self, produced: Sequence[Produced], job: JobOutputs) -> CollectedOutputs:
         def collect() -> CollectedOutputs:
@@ -174,26 +140,35 @@ class Delivery:
     async def _deliver(
         self, found: CollectedOutputs, job: JobOutputs, more: dict[str, Any]
     ) -> dict[str, Any]:
+        await self._leave_to_others(found, job)
         reported = set(found.files)
         rest = [path for path in job.claim.rest if path not in reported]
         await self._rewrite(found.results, job)
         deduplicate_names(found.results)
         if job.options.output.zip:
             await self._zip(found, job)
-        job.uploader = self._uploader_for(found.results, job)
+        job.connect(found.results, self._policy)
         early = self._for_the_reply(found, job)
         encoding = [self._encode(result, job) for result in early]
         await gather_all([*encoding, *(self._place(result, job) for result in found.results)])
+        await self._leave_to_others(found, job)
         kept, lost = await self._keep_rest(rest, job)
         found.warnings += lost
         if kept:
             more["also_kept"] = kept
         return await self._compose(found, more, job)
 
-    async def _rewrite(self, results: Sequence[Result], job: JobOutputs) -> None:
-        if not job.options.output.changes_images:
+    async def _leave_to_others(self, found: CollectedOutputs, job: JobOutputs) -> None:
+        """Drop results whose files other jobs have overwritten, with a warning; an error if none is
+        left."""
+        if job.alone:
             return
+        changed = await self._call(partial(self.files.overwritten, job.claim), job)
+        for result in found.drop(changed):
+            if result.path is not None:
+                await self._saver.delete(result.path)
 
+    async def _rewrite(self, results: Sequence[Result], job: JobOutputs) -> None:
         async def one(result: Result) -> None:
             async with job.at_once:
                 await self._call(
@@ -201,7 +176,8 @@ class Delivery:
                     job,
                 )
 
-        await gather_all(one(result) for result in results if result.kind == "image")
+        if job.options.output.changes_images:
+            await gather_all(one(result) for result in results if result.kind == "image")
 
     def _for_the_reply(self, found: CollectedOutputs, job: JobOutputs) -> list[Result]:
         """Files that certainly fit into the reply: they are encoded while results are saved."""
@@ -230,10 +206,8 @@ class Delivery:
             return
         keeps = self._settings.keep_outputs
         await gather_all(self._keep(r, job) for r in files if keeps and r.type == "output")
-        local = [result.local for result in files if result.local is not None]
-        slowest = next(filter(self.files.place_on_volume, local), local[0])
         tag, scratch = job.options.job_tag, job.scratch
-        on_volume = self.files.place_on_volume(slowest) is not None
+        on_volume = any(r.local and self.files.place_on_volume(r.local) for r in files)
         try:
             made = await self._call(lambda: zipped(files, tag, scratch), job, on_volume)
         except OSError as problem:
@@ -241,17 +215,6 @@ class Delivery:
             return
         made.warnings += [warning for result in files for warning in result.warnings]
         found.results = [made, *(result for result in found.results if result.local is None)]
-
-    def _uploader_for(
-        self, results: Sequence[Result], job: JobOutputs
-    ) -> BucketUploader | PresignedUploader | None:
-        if job.options.output.upload_urls:
-            keys = [_key(result, job) for result in results if result.local is not None]
-            addresses = dict(zip(keys, job.options.output.upload_urls, strict=False))
-            return PresignedUploader(addresses, self._policy, job.upload_limit)
-        if job.options.bucket is None:
-            return None
-        return BucketUploader(job.options.bucket, self._policy, job.upload_limit)
 
     async def _place(self, result: Result, job: JobOutputs) -> None:
         """Deliver one result to its destination."""
@@ -271,7 +234,7 @@ class Delivery:
         """Upload to the bucket; a warning if that fails."""
         if job.uploader is None or result.local is None or result.place in job.not_uploaded:
             return False
-        uploader, upload = job.uploader, Upload(result.local, _key(result, job), result.mime_type)
+        uploader, upload = job.uploader, Upload(result.local, job.key(result), result.mime_type)
         try:
             async with job.at_once:
                 result.url = await self._calls.network.run(
@@ -333,12 +296,15 @@ class Delivery:
             except NotSaved as problem:
                 lost.append(str(problem))
             else:
-                with suppress(OSError):
-                    await self._call(local.unlink, job)
+                with suppress(TimeUp):
+                    removing = partial(self.files.remove, local, stamp)
+                    await self._calls.local.run(removing, GRACE_SECONDS)
 
         if rest:
-            stamps = await self._call(lambda: [stamp_of(path) for path in rest], job)
-            await gather_all(map(keep, rest, stamps))
+            stamps = await self._call(lambda: {path: stamp_of(path) for path in rest}, job)
+            if not job.alone:  # what has changed may be another job's
+                stamps = {p: s for p, s in stamps.items() if s == job.claim.versions[p]}
+            await gather_all(keep(*file) for file in stamps.items())
         return sorted(kept), lost
 
     async def _compose(
@@ -409,8 +375,7 @@ class Delivery:
 
     async def _end(self, job: JobOutputs, found: CollectedOutputs, answered: bool) -> None:
         """Release results that could not be delivered, so that the next job keeps them."""
-        job.eager.end(self._calls.background)
-        self._calls.background.add(self._saver.flush_record())
+        self._stop(job)
         left = [r for r in found.results if not (r.path or r.url or (answered and r.in_reply))]
         left += [inner for result in left for inner in result.contains if not inner.path]
         nowhere = {result.source for result in left}
@@ -427,25 +392,6 @@ class Delivery:
         except TimeUp:
             self.files.release(job.claim)
 
-    def _not_delivered(self, found: CollectedOutputs, job: JobOutputs) -> JobError:
-        left = [r for r in found.results if r.local is not None and not (r.path or r.url)]
-        kept = [r.path for r in found.results if r.path]
-        names = ", ".join(r.filename for r in left[:5]) or "The results"
-        return JobError(
-            "job.not_delivered",
-            f"The workflow ran, but {names} could not be delivered within "
-            f"{job.limit.seconds:.0f} s.",
-            "What was kept is named in `kept`; the other files are kept on the volume with the "
-            "next job of this worker. Allow more time with max_wait, or look at the volume.",
-            kept=kept,
-            files=[r.filename for r in left],
-        )
-
 
 def _no_file(problem: OSError) -> str:
     return f"its file could not be created ({problem.strerror or problem})"
-
-
-def _key(result: Result, job: JobOutputs) -> str:
-    prefix = job.options.bucket.prefix if job.options.bucket else ""
-    return (Path(prefix) / result.subfolder / result.filename).as_posix()

@@ -5,44 +5,43 @@ files stay in place; if one is gone, or was overwritten by another job, the node
 
 from __future__ import annotations
 
-import asyncio
+import fcntl
 import os
+import signal
 import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pybase64
 
 from bootstrap.comfyui import WorkDir
 from bootstrap.core.files import Stamp, open_regular
 from bootstrap.volume import Layout
-from handler.common.blocking import Background, Pool, TimeUp, is_set_within
-from handler.outputs.produced import Produced, ProducedFile, produced, saved_as
-from handler.outputs.volume_store import NotSaved, VolumeStore
+from handler.outputs.produced import Produced, ProducedFile
 
 # File times lag slightly behind the process clock.
 _CLOCK_LAG = 0.05
+# A job's end may be given in whole milliseconds, and earlier by a tick of the kernel's clock.
+_END_LAG = 0.0125
 # A volume's file times are its server's.
 _VOLUME_CLOCK_LAG = 60.0
-T = TypeVar("T")
-_LOOK_SECONDS = 30.0
-# As much as a whole job may take by default; a delivery never waits longer than its own limit.
-_WORK_SECONDS = 300.0
-_AT_ONCE = 4
+# A file that is open for longer than this without a change is done: its writer forgot to close it.
+_PAUSE_IN_WRITING = 2.0
 
 
 @dataclass
 class OutputClaim:
     """One job's files until they are delivered: those it `reported`, and the `rest` in the output
-    folder. It ended at `until` (seconds since 1970). `released`: nothing is claimed any more."""
+    folder. Something still writes to the `unfinished` ones of what it reported. `versions` say what
+    its files were when it ended, None for those changed since. It ended at `until` (seconds since
+    1970). `released`: nothing is claimed any more."""
 
+    unfinished: list[Path] = field(default_factory=list)
+    versions: dict[Path, Stamp | None] = field(default_factory=dict)
     reported: list[Path] = field(default_factory=list)
     rest: list[Path] = field(default_factory=list)
     until: float = 0.0
@@ -63,6 +62,7 @@ class LocalFiles:
         self._began = time.time()
         self._reported: dict[Path, Stamp] = {}
         self._settled = 0.0  # the end of the job to which the files `_reported` belong
+        self._kept: dict[Path, Stamp] = {}  # delivered, but still there
         self._claimed: Counter[Path] = Counter()
         self._lock = threading.Lock()
 
@@ -126,14 +126,19 @@ class LocalFiles:
     def claim(self, claim: OutputClaim, until: float, reported: Iterable[Path] = ()) -> None:
         """Reserve the files of a job that ended at `until`: those it reported, and unreported ones
         in the output folder. Call it in the order in which jobs end; deliveries are parallel."""
+        results = list(reported)
+        unfinished = self.unfinished(results)
         with self._lock:
             if claim.released:  # this call took too long, and the job went on without it
                 return
             rest = dict.fromkeys(self._unreported(until))
-            reported = [path for path in reported if path not in rest]
-            self._claimed.update([*rest, *reported])
+            ours = [*rest, *filter(self._is_ours, results)]
+            others = [path for path in results if path not in rest]
+            self._claimed.update([*rest, *others])
             claim.rest += rest
-            claim.reported += reported
+            claim.reported += others
+            claim.unfinished = unfinished
+            claim.versions.update({path: _version(path, until) for path in ours})
             claim.until = max(claim.until, until)
 
     def may_be_on_volume(self, items: Iterable[Produced]) -> bool:
@@ -160,13 +165,47 @@ class LocalFiles:
             last = {path: stamp for path in ours if (stamp := stamp_of(path)) is not None}
             if claim.until >= self._settled:
                 last, self._reported, self._settled = self._reported, last, claim.until
+            last = {**self._kept, **last}
             done_with = [p for p in last if p not in self._reported and not self._claimed[p]]
             self._claimed.update(done_with)  # so that no other job claims them
         for path in done_with:
-            if stamp_of(path) == last[path]:  # otherwise overwritten since
-                with suppress(OSError):
-                    path.unlink()
+            self.remove(path, last[path])
         self.release(OutputClaim(reported=done_with))
+
+    def remove(self, path: Path, stamp: Stamp | None) -> None:
+        """Remove a file that was delivered with this stamp. One that has changed since is the next
+        job's; one that is being written, or cannot be removed, stays until a later job has ended.
+        """
+        if stamp is None:
+            return
+        with self._lock:
+            self._kept[path] = stamp
+            self._claimed[path] += 1
+        stays = _stays(path, stamp)
+        with self._lock:
+            if not stays:
+                self._kept.pop(path, None)
+            self._release(OutputClaim(reported=[path]))
+
+    def unfinished(self, paths: Iterable[Path]) -> list[Path]:
+        """Those that something is writing: open for it, and changed a moment ago."""
+        since = time.time() - _PAUSE_IN_WRITING
+        return [
+            p for p in paths if _changed_at(p) > since and self._is_ours(p) and is_being_written(p)
+        ]
+
+    def look_again(self, claim: OutputClaim) -> list[Path]:
+        """Those of its unfinished files that still are, whose version is not known. What the others
+        are now is its job's doing, too."""
+        left = self.unfinished(claim.unfinished)
+        claim.versions.update((p, stamp_of(p)) for p in claim.unfinished)
+        for path in left:
+            del claim.versions[path]
+        return left
+
+    def overwritten(self, claim: OutputClaim) -> set[Path]:
+        """Files of a claim that have changed since its job ended, or were removed."""
+        return {path for path, version in claim.versions.items() if version != stamp_of(path)}
 
     def _release(self, claim: OutputClaim) -> None:
         self._claimed.subtract([*claim.rest, *claim.reported])
@@ -176,7 +215,7 @@ class LocalFiles:
     def _unreported(self, until: float) -> Iterator[Path]:
         for path in _files_below(self.output):
             stamp = stamp_of(path)
-            known = self._claimed[path] or self._reported.get(path) == stamp
+            known = self._claimed[path] or stamp in (self._reported.get(path), self._kept.get(path))
             if stamp is not None and not known and _changed_at(path) <= until:
                 yield path
 
@@ -188,6 +227,40 @@ class LocalFiles:
         return stamp is not None and (
             stamp.changed_ns / 1e9 >= since - _CLOCK_LAG or self._reported.get(path) == stamp
         )
+
+
+def _version(path: Path, until: float) -> Stamp | None:
+    """The file's stamp, if it has not changed after `until`, as far as that is known."""
+    later = until > 0 and _changed_at(path) > until + _END_LAG
+    return None if later else stamp_of(path)
+
+
+def _stays(path: Path, stamp: Stamp) -> bool:
+    """Remove the file if it still has this stamp; False if it does not, or is gone."""
+    if stamp_of(path) != stamp:
+        return False
+    try:
+        if is_being_written(path):
+            return True
+        path.unlink(missing_ok=True)
+    except OSError:
+        return True
+    return False
+
+
+def is_being_written(path: Path) -> bool:
+    """Does any process have the file open for writing? Such a file gets no read lease (fcntl(2)).
+    Who opens it during these microseconds waits for them."""
+    try:
+        with open_regular(path) as file:
+            fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)  # ignored, unlike the default
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    except OSError:  # it is gone, or this file system has no leases
+        pass
+    return False
 
 
 class Content(str):
@@ -256,138 +329,3 @@ def stamp_from(status: os.stat_result) -> Stamp:
 def _changed_at(path: Path) -> float:
     stamp = stamp_of(path)
     return 0.0 if stamp is None else stamp.changed_ns / 1e9
-
-
-@dataclass(frozen=True)
-class DeliveryPolicy:
-    """How files are delivered: `kept` on the volume under names with `job_tag`, and encoded, up to
-    `room` bytes in total."""
-
-    job_tag: str
-    kept: bool
-    room: float
-
-
-@dataclass
-class _Pending:
-    """A file whose delivery started with this `stamp`."""
-
-    stamp: Stamp
-    kept: asyncio.Task[str | None] | None
-    content: asyncio.Task[Content | None] | None
-    used: bool = False
-
-
-class EagerDelivery:
-    """Delivers one job's files early. A delivery is valid while its file has not changed since. For
-    one event loop; nothing here blocks."""
-
-    def __init__(
-        self, policy: DeliveryPolicy, files: LocalFiles, store: VolumeStore, local: Pool
-    ) -> None:
-        self._policy = policy
-        self._files = files
-        self._store = store
-        self._local = local
-        self._room = policy.room
-        self._pending: dict[Path, _Pending] = {}
-        self._looks: set[asyncio.Task[None]] = set()
-        self._looked = asyncio.Event()
-        self._at_once = asyncio.Semaphore(_AT_ONCE)
-
-    def on_output(self, outputs: Mapping[str, Any]) -> None:
-        """A node reports these outputs, in the history's form."""
-        if self._policy.kept or self._policy.room:
-            look = asyncio.ensure_future(self._begin(outputs))
-            self._looks.add(look)
-            look.add_done_callback(self._end_look)
-
-    async def kept_at(self, local: Path, stamp: Stamp | None, seconds: float) -> str | None:
-        """The path on the volume of the file with this `stamp`; None if it is not there within
-        `seconds`."""
-        pending = await self._current(local, stamp, seconds)
-        if pending is None or pending.kept is None:
-            return None
-        path = await _within(pending.kept, seconds)
-        pending.used = path is not None
-        return path
-
-    async def encoded(self, local: Path, stamp: Stamp | None, seconds: float) -> Content | None:
-        """The file with this `stamp` in base64; None if it was not encoded."""
-        pending = await self._current(local, stamp, seconds)
-        if pending is None or pending.content is None:
-            return None
-        return await _within(pending.content, seconds)
-
-    def end(self, background: Background) -> None:
-        """Delete, in the background, kept copies of files that were changed or removed since."""
-        for look in list(self._looks):
-            look.cancel()
-        for pending in self._pending.values():
-            if pending.content is not None:
-                pending.content.cancel()
-            if not pending.used and pending.kept is not None:
-                background.add(self._delete(pending.kept))
-
-    def _end_look(self, look: asyncio.Task[None]) -> None:
-        self._looks.discard(look)
-        if not self._looks:
-            self._looked.set()
-
-    async def _delete(self, kept: asyncio.Task[str | None]) -> None:
-        path = await _within(kept, _WORK_SECONDS)
-        if path is not None:
-            await self._store.delete(path)
-
-    async def _begin(self, outputs: Mapping[str, Any]) -> None:
-        try:
-            found = await self._local.run(lambda: self._find(outputs), _LOOK_SECONDS)
-        except (TimeUp, OSError):
-            return  # retried when the job ends
-        for local, stamp in found:
-            if local in self._pending:
-                continue
-            kept = content = None
-            if self._policy.kept:
-                place = saved_as(local, self._files.output, self._policy.job_tag)
-                kept = self._attempt(partial(self._store.save, local, *place, _WORK_SECONDS))
-            if stamp.size <= self._room:
-                self._room -= stamp.size
-                reading = partial(encoded, local)
-                content = self._attempt(partial(self._local.run, reading, _WORK_SECONDS))
-            self._pending[local] = _Pending(stamp, kept, content)
-
-    def _attempt(self, work: Callable[[], Awaitable[T]]) -> asyncio.Task[T | None]:
-        """None if it fails: it is retried when the job ends."""
-
-        async def attempt() -> T | None:
-            try:
-                async with self._at_once:
-                    return await work()
-            except (NotSaved, TimeUp, OSError):
-                return None
-
-        return asyncio.ensure_future(attempt())
-
-    def _find(self, outputs: Mapping[str, Any]) -> list[tuple[Path, Stamp]]:
-        """Files that are certainly results, in ComfyUI's output folder."""
-        found: list[tuple[Path, Stamp]] = []
-        for item in produced(outputs)[0]:
-            if isinstance(item, ProducedFile) and not item.guessed:
-                local = self._files.find(item)
-                if local is not None and local.is_relative_to(self._files.output):
-                    stamp = stamp_of(local)
-                    found += [] if stamp is None else [(local, stamp)]
-        return found
-
-    async def _current(self, local: Path, stamp: Stamp | None, seconds: float) -> _Pending | None:
-        if self._looks:
-            self._looked.clear()
-            await is_set_within(self._looked, seconds)
-        pending = self._pending.get(local)
-        return pending if pending is not None and stamp == pending.stamp else None
-
-
-async def _within(task: asyncio.Task[T | None], seconds: float) -> T | None:
-    done, _ = await asyncio.wait({task}, timeout=seconds)
-    return task.result() if done and not task.cancelled() else None

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from bootstrap.core.files import open_regular
 from handler.common.blocking import Pool, TimeUp
-from handler.request.options import OutputOptions, ProgressOptions
+from handler.request.fields import OutputOptions, ProgressOptions
 
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 # Where ComfyUI itself puts them in WebP, and its editor reads them.

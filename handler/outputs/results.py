@@ -8,7 +8,7 @@ import os
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from handler.outputs.produced import (
     saved_as,
     tagged,
 )
-from handler.request.options import OutputOptions
+from handler.request.fields import OutputOptions
 
+_UNIQUE = "Let the workflow save under a name that no other job uses, as SaveImage does."
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same results give the same file
 _BLOCK = 1024 * 1024
 
@@ -129,6 +130,22 @@ class CollectedOutputs:
             rank = {"video": 0, "image": 1}
             more = {**more, "url": min(linked, key=lambda r: rank.get(r.kind, 2)).url}
         return reply.completed(entries, warnings, **more)
+
+    def drop(self, overwritten: Set[Path]) -> Iterator[Result]:
+        """Remove the results of these files, with a warning, and yield them. Raises JobError at the
+        end if none is left."""
+        dropped = [
+            result
+            for result in self.results
+            if overwritten & {result.source, *(inner.source for inner in result.contains)}
+        ]
+        self.results = [result for result in self.results if result not in dropped]
+        said = [f"{r.filename} was overwritten, perhaps by another job" for r in dropped]
+        self.warnings += [f"{sentence}, before it was delivered" for sentence in said]
+        yield from dropped
+        if dropped and not self.results:
+            names = [result.filename for result in dropped]
+            raise JobError("job.result_missing", f"{said[0]}.", _UNIQUE, files=names)
 
 
 def collect_outputs(

@@ -23,7 +23,7 @@ from bootstrap.net import DownloadError
 from bootstrap.net.addresses import AddressPolicy, Connections, Target, shown, without_query
 from bootstrap.net.http import Channel
 from handler.common.errors import Deadline
-from handler.request.options import PutAddress
+from handler.request.fields import PutAddress
 
 _MB = 1024 * 1024
 _PART = 8 * _MB

@@ -3,9 +3,8 @@
 # Modules, not names: the client and the warm-up read workflows before anything else is loaded.
 __all__ = [
     "compatibility",
-    "input_files",
+    "fields",
     "named_workflows",
-    "options",
     "params",
     "parse",
     "references",

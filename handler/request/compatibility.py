@@ -17,7 +17,7 @@ from bootstrap.config import Settings
 from bootstrap.core.text import joined
 from bootstrap.net.addresses import without_query
 from handler.common.errors import JobError, short, wrong_type
-from handler.request.input_files import InputFile, checked_name
+from handler.request.fields import InputFile, checked_name
 from handler.request.workflow import Workflow, unwrapped
 
 # Other workers' fields for the workflow, if there is no `workflow`.

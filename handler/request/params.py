@@ -18,7 +18,7 @@ from typing import Any
 
 from handler.common.errors import JobError, described, nearest, short
 from handler.common.media_types import extension_of_data
-from handler.request.input_files import InputFile, filename_in
+from handler.request.fields import InputFile, filename_in
 from handler.request.references import RANDOM, is_url
 from handler.request.workflow import Workflow
 

@@ -17,17 +17,18 @@ from bootstrap.models.manifest_entry import ModelSpec
 from handler.common.errors import JobError, check_limits, short, wrong_type
 from handler.request import compatibility
 from handler.request.compatibility import Envelope
-from handler.request.input_files import InputFile, read_files
-from handler.request.named_workflows import NamedWorkflow
-from handler.request.options import (
+from handler.request.fields import (
+    InputFile,
     OutputOptions,
     ProgressOptions,
     check_model_host,
     read_bucket,
+    read_files,
     read_flag,
     read_options,
     read_progress,
 )
+from handler.request.named_workflows import NamedWorkflow
 from handler.request.references import draw_seeds
 from handler.request.workflow import HOW_TO_ASK, Workflow, overridden, read_workflow, saved_as_files
 

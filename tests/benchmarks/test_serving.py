@@ -81,7 +81,7 @@ def pictures_differ_and_compress_like_generated_ones(body: dict[str, Any]) -> No
 
 
 def test_busy_is_measured_for_each_and_comfyui_alone(sides: dict[str, tuple[Hot, Path]]) -> None:
-    load = busy_gpu.Load(jobs=2, seconds=0.3, post=0.1)
+    load = busy_gpu.Load(jobs=2, seconds=0.3, post=0.5)
     hots = {name: hot for name, (hot, _) in sides.items()}
     found = {name: [busy] for name, busy in busy_gpu.one_round(hots, load, 100)}
     assert list(found) == [OURS.name, WORKER_COMFYUI.name, busy_gpu.ALONE]
@@ -89,7 +89,7 @@ def test_busy_is_measured_for_each_and_comfyui_alone(sides: dict[str, tuple[Hot,
         assert 0 < busy.executing < busy.busy + 0.01, "executing is part of busy"
         assert busy.busy <= 1
     (alone,), (other,) = found[busy_gpu.ALONE], found[WORKER_COMFYUI.name]
-    assert alone.busy > 0.99 > other.busy, "only the peer's queue was empty at times"
+    assert alone.busy > other.busy, "the peer's queue was empty while its result was posted"
     assert len(rows(busy_gpu.section("Here.", load, found))) == 4
 
 

@@ -50,7 +50,7 @@ def test_a_healthy_worker_reports_everything(worker: BootedWorker) -> None:
     assert reported["versions"]["sdk"] == "1.12.0"
     assert reported["versions"]["comfyui"] == "0.3.75"
     assert reported["versions"]["torch"].startswith("2.13.0")
-    assert reported["settings"]["comfyui_args"] == ["--cpu"]
+    assert reported["settings"]["comfyui_args"] == ["--cpu", "--disable-api-nodes"]
     assert reported["facts"]["models"]
 
 

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -21,7 +22,7 @@ from bootstrap.config import Settings
 from demo.volume import DemoVolume
 from handler.common.blocking import Pool
 from handler.common.errors import Deadline
-from handler.execution import ComfyRecovery, MemoryRelief
+from handler.execution import ComfyRecovery, MemoryRelief, restarts
 from tests.conftest import BootedWorker, environment, furnished
 from tests.end_to_end.test_worker import assert_refused, plain
 from tests.support.secret_names import secret_names
@@ -308,8 +309,8 @@ def test_a_comfyui_that_did_not_start_with_the_worker_is_tried_again_later(
     assert_refused(worker.ask({"workflow": plain()}), "comfyui.exited", "This worker cannot run")
     assert worker.serving.comfyui.generation == 1
     breaking.unlink()
-    (jobs,) = worker.worker._instances
-    monkeypatch.setattr(jobs._recovery, "_clock", lambda: time.monotonic() + 60)
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + 60)
+    monkeypatch.setattr(restarts, "time", later)
     assert_works(worker)
     assert_works(worker)
 

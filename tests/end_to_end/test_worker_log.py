@@ -39,6 +39,7 @@ def serving(
     volume = demo.copy_to(tmp_path_factory.mktemp("log") / "volume")
     with ControlPlane() as plane:
         env = environment(demo, volume, tmp_path_factory.mktemp("work")) | plane.worker_env()
+        env["COMFYUI_ARGS"] = "--cpu"  # all of its nodes, and what they log
         with WorkerProcess.module("handler", env=env) as worker:
             plane.wait_for("ready", timeout=90)
             yield plane, worker

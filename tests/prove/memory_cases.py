@@ -44,6 +44,6 @@ def _after_filling(patient: Patient, way: str, percent: float, said: str) -> Out
     filling = patient.answer(patient.submit(through("TestMemory", way=way, megabytes=missing)))
     lines = len(patient.worker.lines)
     outcome = completed(patient.answered(patient.submit(plain())))
-    reported = any(said in line.text for line in patient.worker.lines[lines:])
-    right = outcome.right and reported and filling.get("status") == "completed"
-    return Outcome(right, outcome.seconds, f"{missing} MB; {outcome.said}; reported: {reported}")
+    patient.worker.wait_for_line(said, 15, after=lines)
+    right = outcome.right and filling.get("status") == "completed"
+    return Outcome(right, outcome.seconds, f"{missing} MB; {outcome.said}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -79,8 +78,7 @@ class Patient:
         """A job that is running on ComfyUI now, for `seconds`."""
         lines = len(self.worker.lines)
         job = self.submit(through("TestSleep", seconds=seconds))
-        self.worker.wait_for_line("got prompt", 60, after=lines)
-        time.sleep(0.3)  # until its node runs
+        self.worker.wait_for_line("TestSleep runs", 60, after=lines)
         return job
 
     def works(self) -> bool:

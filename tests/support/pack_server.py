@@ -91,7 +91,7 @@ class PackServer(ViciousServer):
 
     def sources(self, options: DownloadOptions | None = None) -> PackSources:
         """Sources that fetch from here."""
-        return PackSources(options or local_options(), Https(plain_http=True), self.url)
+        return PackSources(options or local_options(), Https(), self.url)
 
     def place(
         self, volume: Path, options: DownloadOptions | None = None, **more: Any

@@ -46,20 +46,23 @@ async def handler(job: dict[str, Any]) -> Any:
 
 async def _sleep(do: str, job: dict[str, Any]) -> dict[str, float]:
     seconds = job["input"]["seconds"]
+    cancelled = threading.Event()
     print(f"{job['id']} sleeps", flush=True)
     try:
         if do == "sleep":
             await asyncio.sleep(seconds)
         else:
-            await asyncio.to_thread(_thread_sleep, job["id"], seconds)
+            await asyncio.to_thread(_thread_sleep, job["id"], cancelled, seconds)
     except asyncio.CancelledError:
         print(f"{job['id']} was cancelled", flush=True)
+        cancelled.set()
         raise
     return {"slept": seconds}
 
 
-def _thread_sleep(job_id: str, seconds: float) -> None:
-    time.sleep(seconds)
+def _thread_sleep(job_id: str, cancelled: threading.Event, seconds: float) -> None:
+    """Until its job is cancelled, or that long."""
+    cancelled.wait(seconds)
     print(f"{job_id} thread went on", flush=True)
 
 

@@ -17,8 +17,9 @@ from bootstrap.config import Settings
 from bootstrap.core.findings import Finding, Severity
 from bootstrap.doctor.checks.volume import check_volume
 from bootstrap.doctor.checks.volume_layout import check_case
+from bootstrap.doctor.facts import volume_probe
 from bootstrap.doctor.facts.volume_facts import VolumeFacts
-from bootstrap.doctor.facts.volume_probe import USUAL_CATEGORIES, gather_volume
+from bootstrap.doctor.facts.volume_probe import USUAL_CATEGORIES
 from bootstrap.volume import locate
 from tests.support.model_folders import safetensors, write
 
@@ -59,7 +60,10 @@ def facts_of(
     mountinfo = root.parent / "mountinfo"
     mountinfo.write_text(f"{OWN_DISK}\n{mounts.format(root=root)}\n")
     given = settings(root, image)
-    return gather_volume(locate(given), given, mountinfo, timeout)
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(volume_probe, "MOUNTINFO", mountinfo)
+        patches.setattr(volume_probe, "TIMEOUT", timeout)
+        return volume_probe.gather_volume(locate(given), given)
 
 
 def look(root: Path, image: Path | None = None, mounts: str = MOUNTED) -> list[Finding]:

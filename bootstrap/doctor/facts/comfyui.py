@@ -97,21 +97,18 @@ class ComfyUIFacts:
 
 
 def gather_comfyui(
-    comfyui: Path,
-    nodes: Path | None = None,
-    arguments: Sequence[str] = (),
-    timeout: float = GATHER_SECONDS,
+    comfyui: Path, nodes: Path | None = None, arguments: Sequence[str] = ()
 ) -> ComfyUIFacts:
     """Examine the ComfyUI in a folder, started with `arguments`, and further custom nodes in
-    `nodes`, for at most `timeout` seconds; never raises OSError."""
+    `nodes`, for at most `GATHER_SECONDS`; never raises OSError."""
     start = time.monotonic()
     path = str(comfyui)
     try:
         found = _gather(
-            path, None if nodes is None else str(nodes), arguments, BoundedCaller(timeout)
+            path, None if nodes is None else str(nodes), arguments, BoundedCaller(GATHER_SECONDS)
         )
     except VolumeTimeout:
-        found = {"silent_after": timeout}
+        found = {"silent_after": GATHER_SECONDS}
     return ComfyUIFacts(path, seconds=time.monotonic() - start, **found)
 
 

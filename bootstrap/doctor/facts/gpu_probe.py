@@ -21,6 +21,7 @@ TOUCH_BYTES = 4096
 TOUCH_VALUE = 0x5A
 
 # nvml.h
+_TEXT_BYTES = 96
 _UNCORRECTED = 1
 _VOLATILE = 0  # since the driver was loaded
 _TEMPERATURE_GPU = 0
@@ -70,10 +71,10 @@ class Library:
         if code != 0:
             raise DriverError(name, code)
 
-    def text(self, name: str, *before: Any, size: int = 96) -> str | None:
-        """The text that a call writes into a buffer of `size`; None if it fails."""
-        buffer = ctypes.create_string_buffer(size)
-        if not self.tried(name, *before, buffer, ctypes.c_uint(size)):
+    def text(self, name: str, *before: Any) -> str | None:
+        """The text that a call writes into a buffer; None if it fails."""
+        buffer = ctypes.create_string_buffer(_TEXT_BYTES)
+        if not self.tried(name, *before, buffer, ctypes.c_uint(_TEXT_BYTES)):
             return None
         return buffer.value.decode("utf-8", "replace")
 

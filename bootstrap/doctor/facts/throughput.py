@@ -83,27 +83,22 @@ class _Piece:
     offset: int
 
 
-def measure_throughput(
-    large: Sequence[str],
-    small: Sequence[str],
-    most_bytes: int = MOST_BYTES,
-    most_seconds: float = MOST_SECONDS,
-) -> Throughput:
+def measure_throughput(large: Sequence[str], small: Sequence[str]) -> Throughput:
     """Read the `large` files and touch the `small` ones (paths, most significant first). One stream
-    reads at most `most_bytes`, eight together the same amount, from other places. Each step takes
-    at most `most_seconds`, and ten seconds more on a hanging volume. Does not raise file system
+    reads at most `MOST_BYTES`, eight together the same amount, from other places. Each step takes
+    at most `MOST_SECONDS`, and ten seconds more on a hanging volume. Does not raise file system
     errors.
     """
     problems: list[str] = []
-    pieces = _pieces(large, 2 * most_bytes, problems)
+    pieces = _pieces(large, 2 * MOST_BYTES, problems)
     half = len(pieces) // 2
-    one = _read([pieces[:half]], most_seconds, problems)
-    many = _read(_shared_out(pieces[half : 2 * half]), most_seconds, problems)
+    one = _read([pieces[:half]], problems)
+    many = _read(_shared_out(pieces[half : 2 * half]), problems)
     return Throughput(
         one=one,
         many=many,
-        stat_seconds=_median(os.stat, small, most_seconds, problems),
-        open_seconds=_median(_open_and_read, small, most_seconds, problems),
+        stat_seconds=_median(os.stat, small, problems),
+        open_seconds=_median(_open_and_read, small, problems),
         cold=hasattr(os, "posix_fadvise"),
         problem=problems[0] if problems else "",
     )
@@ -130,7 +125,7 @@ def _shared_out(pieces: list[_Piece]) -> list[list[_Piece]]:
     return [pieces[i : i + share] for i in range(0, len(pieces), share)]
 
 
-def _read(shares: list[list[_Piece]], most_seconds: float, problems: list[str]) -> Read | None:
+def _read(shares: list[list[_Piece]], problems: list[str]) -> Read | None:
     """Read each share in its own stream; None if there is too little to measure."""
     pieces = [piece for share in shares for piece in share]
     if len(pieces) * BLOCK < LEAST_BYTES:
@@ -140,9 +135,9 @@ def _read(shares: list[list[_Piece]], most_seconds: float, problems: list[str]) 
         _forget(path, min(own), max(own) + BLOCK - min(own))
     done: list[int] = []
     started = time.monotonic()
-    end = started + most_seconds
+    end = started + MOST_SECONDS
     tasks = [partial(_read_share, share, end, done, problems) for share in shares]
-    WorkerPool(len(shares)).run(tasks, most_seconds + EXTRA_SECONDS)
+    WorkerPool(len(shares)).run(tasks, MOST_SECONDS + EXTRA_SECONDS)
     seconds = time.monotonic() - started
     size = sum(done)
     return Read(len(shares), size, seconds) if size >= BLOCK else None
@@ -172,13 +167,13 @@ def _forget(path: str, offset: int, size: int) -> None:
 
 
 def _median(
-    call: Callable[[str], object], paths: Sequence[str], most_seconds: float, problems: list[str]
+    call: Callable[[str], object], paths: Sequence[str], problems: list[str]
 ) -> float | None:
     """Median seconds of a call for one file after another."""
     taken: list[float] = []
 
     def task() -> None:
-        end = time.monotonic() + most_seconds
+        end = time.monotonic() + MOST_SECONDS
         for path in paths[:SMALL_FILES]:
             started = time.monotonic()
             try:
@@ -190,7 +185,7 @@ def _median(
             if time.monotonic() > end:
                 return
 
-    WorkerPool(1).run([task], most_seconds + EXTRA_SECONDS)
+    WorkerPool(1).run([task], MOST_SECONDS + EXTRA_SECONDS)
     return statistics.median(taken) if taken else None
 
 

@@ -262,22 +262,17 @@ def _leftovers(
     return tuple(leftover for leftover in found if leftover is not None)
 
 
-def gather_volume(
-    layout: Layout,
-    settings: Settings,
-    mountinfo: Path = MOUNTINFO,
-    timeout: float = TIMEOUT,
-) -> VolumeFacts:
-    """Examine the volume of `layout`, for at most `timeout` seconds; does not raise disk errors.
+def gather_volume(layout: Layout, settings: Settings) -> VolumeFacts:
+    """Examine the volume of `layout`, for at most `TIMEOUT` seconds; does not raise disk errors.
     `layout` says only where to look; everything is checked again. A tiny file is created on the
     volume and removed. `settings` are those that `layout` was found with.
     """
-    caller = BoundedCaller(timeout)
+    caller = BoundedCaller(TIMEOUT)
     root = os.path.normpath(layout.root)
     facts = VolumeFacts(
         root=root,
         real=root,
-        mount=mount_of(root, mountinfo),
+        mount=mount_of(root, MOUNTINFO),
         user=os.geteuid(),
         configured=settings.volume_path is not None,
         comfyui=None if layout.comfyui_on_volume else _text(layout.comfyui),
@@ -285,12 +280,12 @@ def gather_volume(
     )
     try:
         facts = caller.one(lambda: _look_at_root(root, facts))
-        facts = replace(facts, mount=mount_of(facts.real, mountinfo))
+        facts = replace(facts, mount=mount_of(facts.real, MOUNTINFO))
         if facts.state is VolumeState.FOLDER:
             facts = replace(facts, writing=caller.one(lambda: try_writing(root)))
             facts = survey(facts, layout, caller)
     except VolumeTimeout:
-        return replace(facts, silent_after=timeout)
+        return replace(facts, silent_after=TIMEOUT)
     return facts
 
 

@@ -94,9 +94,7 @@ class Walk:
 
 def walk(
     roots: Sequence[Path],
-    threads: int = THREADS,
     progress: Callable[[int], None] | None = None,
-    limit: int = LIMIT,
     inside: Sequence[Path] | None = None,
     timeout: float | None = None,
     visit: Callable[[Entry], None] | None = None,
@@ -105,14 +103,14 @@ def walk(
 
     A link to a folder that contains it is reported (`LinkTarget.LOOP`) and not followed; one that
     leads out of `inside` (default: the roots) is `OUTSIDE`, and followed. `progress` is called a
-    few times a second with the number of entries so far. The walk ends at `limit` entries or after
+    few times a second with the number of entries so far. The walk ends at `LIMIT` entries or after
     `timeout` seconds, even if the file system hangs. `visit` is called with each file, from many
     threads, while the system has it cached, so opening it saves a round trip; it must not raise.
     Unreadable paths are among the problems; nothing is raised.
     """
     started = time.monotonic()
     trees = tuple(os.path.realpath(p) for p in inside or roots)
-    walker = _Walker(threads, limit, trees, visit)
+    walker = _Walker(THREADS, LIMIT, trees, visit)
     first = [
         partial(walker.list_entries, _Folder(root, "", os.path.realpath(root))) for root in roots
     ]

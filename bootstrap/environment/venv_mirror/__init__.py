@@ -71,6 +71,7 @@ _THREADS = 64
 _HEADROOM = 256 << 20
 _BORDER = 4096
 # An archive that lacks no more than this is not rebuilt.
+_RECORD_SECONDS = 120.0
 _MOST_LACKING = 20
 
 
@@ -121,11 +122,11 @@ def mirror_venv(request: MirrorRequest) -> Mirror | Finding:
         return _not_copied(request, problem)
 
 
-def record_opened(mirror: Mirror, timeout: float = 120) -> str:
+def record_opened(mirror: Mirror) -> str:
     """Make an archive of what this mirror's Python has opened so far, if there is none or it lacks
     too much; returns what was done, briefly. Never raises: the next start also works without it."""
     source = mirror.venv.site
-    mirror.deferred.join(timeout)
+    mirror.deferred.join(_RECORD_SECONDS)
     try:
         opened = read_opened(_log_of(mirror.site), mirror.site, source)
         listed = [join(f, n) for f in opened.folders for n in sorted(mirror.tree.names_in(f))]
@@ -140,7 +141,7 @@ def record_opened(mirror: Mirror, timeout: float = 120) -> str:
         tree = MirrorTree(dict(whole.folders), dict(whole.copied), large, set(whole.deferred))
         wanted = dict.fromkeys([*small, *(mirror.recorded or ())])
         writer = ArchiveWriter(source, mirror.site, tree)
-        count = writer.write(wanted, mirror.archive, timeout)
+        count = writer.write(wanted, mirror.archive, _RECORD_SECONDS)
     except OSError as problem:
         return f"no archive was made: {problem.strerror or problem}"
     return f"{pluralize(count, 'file')} archived" if count else "another worker made the archive"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ EVERY = 5.0  # seconds between two lines about one file
 class FileMeter:
     """Counts one file's bytes; `tell` gets (done, total) at each change. Thread-safe."""
 
-    def __init__(self, what: str, tell: Callable[[int, int], None] | None = None) -> None:
+    def __init__(self, what: str, tell: Callable[[int, int], None] | None) -> None:
         self.what = what
         self.done = 0
         self.total: int | None = None
@@ -68,7 +67,7 @@ class LogMeter(FileMeter):
 
     log = logging.getLogger("models")
 
-    def __init__(self, what: str, tell: Callable[[int, int], None] | None = None) -> None:
+    def __init__(self, what: str, tell: Callable[[int, int], None] | None) -> None:
         super().__init__(what, tell)
         self._shown = 0.0
 
@@ -133,16 +132,15 @@ class BarMeter(FileMeter):
 MakeMeter = Callable[[str, Callable[[int, int], None] | None], FileMeter]
 
 
-def meters_for(stream: TextIO | None = None, lines: MakeMeter = LogMeter) -> MakeMeter:
-    """Bars if `stream` (standard error by default) is a terminal and tqdm is installed, else
+def meters_for(stream: TextIO, lines: MakeMeter = LogMeter) -> MakeMeter:
+    """Bars if `stream` is a terminal and tqdm is installed, else
     `lines`."""
-    out = sys.stderr if stream is None else stream
-    if out.isatty():
+    if stream.isatty():
         try:
             import tqdm as _  # noqa: F401
         except ImportError:
             return lines
-        return lambda what, tell: BarMeter(what, tell, out)
+        return lambda what, tell: BarMeter(what, tell, stream)
     return lines
 
 

@@ -13,26 +13,23 @@ from bootstrap.models.sources import Description, Link, WebFile
 from bootstrap.net.addresses import take_apart
 from bootstrap.net.http import Channel, Credential, Reply, explain
 
+_SCHEMES = frozenset({"https"})
 _FILE_NAME = re.compile(r"""filename\*?=(?:UTF-8'')?"?([^";]+)"?""", re.IGNORECASE)
 
 
 class Https:
-    """`host` (`name` or `name:port`) gets `token`, by https only; `plain_http` also allows http
-    there, for tests."""
+    """`host` (`name` or `name:port`) gets `token`, by https only."""
 
     name = "https"
 
-    def __init__(
-        self, token: Secret | None = None, host: str | None = None, plain_http: bool = False
-    ) -> None:
+    def __init__(self, token: Secret | None = None, host: str | None = None) -> None:
         self.credential: Credential | None = None
         if token is not None and host is not None:
             wanted = host if ":" in host else f"{host}:443"
-            schemes = ("https", "http") if plain_http else ("https",)
             self.credential = Credential(
                 "DOWNLOAD_TOKEN",
                 token,
-                lambda scheme, name, port: scheme in schemes and f"{name}:{port}" == wanted,
+                lambda scheme, name, port: scheme in _SCHEMES and f"{name}:{port}" == wanted,
             )
 
     def understands(self, link: Link) -> bool:

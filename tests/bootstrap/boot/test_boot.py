@@ -58,7 +58,7 @@ def processes_with(text: str) -> list[psutil.Process]:
 def test_several_that_hang_are_given_up_together(tmp_path: Path) -> None:
     """One after another they would take longer than Runpod waits for a worker; here ten minutes,
     which began for both when they were started."""
-    boot = Boot(Settings(boot_timeout=600.0))
+    boot = Boot(Settings(boot_timeout=600.0), (), {})
     both = [fake_comfyui.write(tmp_path / n / "ComfyUI", tmp_path / n, "hang") for n in "ab"]
     try:
         for comfyui in both:
@@ -269,9 +269,9 @@ def test_a_port_in_use_is_passed_by(worker: BootedWorker, worker_env: dict[str, 
 def test_comfyui_dies_with_a_worker_that_is_killed(
     worker_env: dict[str, str], tmp_path: Path, moment: str
 ) -> None:
-    code = "import time\nfrom bootstrap.boot import Boot\n"
+    code = "import os, time\nfrom bootstrap.boot import Boot\n"
     code += "from bootstrap.config import read_settings\n"
-    code += "b = Boot(*read_settings()); b.begin()\n"
+    code += "b = Boot(*read_settings(), os.environ); b.begin()\n"
     code += "b.finish()\n" if moment == "ready" else ""
     code += "print('here', flush=True); time.sleep(600)"
     worker = subprocess.Popen(

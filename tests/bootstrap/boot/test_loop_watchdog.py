@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,9 +49,12 @@ def test_a_loop_that_never_began_has_no_fault() -> None:
     assert EventLoopWatchdog().fault() is None
 
 
-def test_a_loop_that_moves_has_none_and_a_blocked_one_is_reported_with_its_place() -> None:
+def test_a_loop_that_moves_has_none_and_a_blocked_one_is_reported_with_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now, release, blocked = [0.0], threading.Event(), threading.Event()
-    watchdog = EventLoopWatchdog(lambda: now[0])
+    monkeypatch.setattr(health, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    watchdog = EventLoopWatchdog()
 
     def block() -> None:
         blocked.set()
@@ -78,7 +82,8 @@ def test_the_first_look_after_a_thaw_gives_the_loop_the_time_to_move(
 ) -> None:
     monkeypatch.setattr(health, "_SECOND_CHANCE", 30.0)
     clock = Clock()
-    watchdog = EventLoopWatchdog(clock)
+    monkeypatch.setattr(health, "time", clock)
+    watchdog = EventLoopWatchdog()
     with beating(watchdog) as loop:
         thaw = threading.Event()
         loop.call_soon_threadsafe(thaw.wait, 30)

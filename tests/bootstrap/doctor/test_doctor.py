@@ -16,6 +16,7 @@ import pytest
 
 from bootstrap.config import Settings
 from bootstrap.core.findings import Severity, ok
+from bootstrap.doctor import checks
 from bootstrap.doctor import facts as gather
 from bootstrap.doctor.checks import ALL_CHECKS, Check, run_checks
 from bootstrap.doctor.facts import Facts, Scope
@@ -53,12 +54,15 @@ def test_a_healthy_volume_gives_no_warning(clean_env: dict[str, str]) -> None:
     assert {f.code for f in bad} <= expected, bad
 
 
-def test_a_check_that_crashes_is_a_finding_and_the_rest_still_run() -> None:
+def test_a_check_that_crashes_is_a_finding_and_the_rest_still_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def crash(_: Facts, __: Settings) -> Any:
         raise RuntimeError("deliberate")
 
     last = Check("last", lambda *_: [ok("volume.found", "seen")])
-    found = run_checks(Facts({}), Settings(), [Check("first", crash), last])
+    monkeypatch.setattr(checks, "ALL_CHECKS", [Check("first", crash), last])
+    found = run_checks(Facts({}), Settings())
     assert [f.code for f in found] == ["doctor.check_crashed", "volume.found"]
     assert found[0].severity is Severity.ERROR and "deliberate" in found[0].message
 

@@ -254,6 +254,7 @@ def test_no_folder_at_all(tmp_path: Path) -> None:
 
 def test_a_volume_that_does_not_answer(comfyui: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(facts, "read_text", lambda path: time.sleep(60))
-    found = gather_comfyui(comfyui, timeout=0.05)
+    monkeypatch.setattr(facts, "GATHER_SECONDS", 0.05)
+    found = gather_comfyui(comfyui)
     assert found.silent_after == 0.05
     assert found.missing == ()

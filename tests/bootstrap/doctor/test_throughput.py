@@ -45,7 +45,8 @@ def test_reads_each_block_once_within_bounds(
         return real(file, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", preadv)
-    found = measure_throughput([str(first), str(second)], [str(first)], most_bytes=160 * blocks)
+    monkeypatch.setattr(throughput, "MOST_BYTES", 160 * blocks)
+    found = measure_throughput([str(first), str(second)], [str(first)])
     assert found.one is not None and found.many is not None
     assert (found.one.streams, found.one.size) == (1, 160 * blocks)
     assert (found.many.streams, found.many.size) == (8, 160 * blocks)
@@ -71,7 +72,8 @@ def test_seconds_bound_it(tmp_path: Path, blocks: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "preadv", preadv)
     monkeypatch.setattr(throughput, "time", SimpleNamespace(monotonic=lambda: float(len(read))))
     path = str(write(tmp_path / "a", bytes(1000 * blocks)))
-    found = measure_throughput([path], [], most_seconds=2.5)
+    monkeypatch.setattr(throughput, "MOST_SECONDS", 2.5)
+    found = measure_throughput([path], [])
     assert found.one == Read(1, 3 * blocks, 3.0)
 
 
@@ -86,9 +88,8 @@ def test_a_volume_that_never_answers(
 
     monkeypatch.setattr(os, "preadv", preadv)
     monkeypatch.setattr(throughput, "EXTRA_SECONDS", 0.1)
-    found = measure_throughput(
-        [str(write(tmp_path / "a", bytes(100 * blocks)))], [], most_seconds=0.1
-    )
+    monkeypatch.setattr(throughput, "MOST_SECONDS", 0.1)
+    found = measure_throughput([str(write(tmp_path / "a", bytes(100 * blocks)))], [])
     assert found.one is None and found.many is None
     released.set()
 

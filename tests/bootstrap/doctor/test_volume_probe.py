@@ -198,7 +198,9 @@ def test_a_hanging_call_does_not_keep_the_process_from_ending() -> None:
     assert (done.returncode, done.stdout) == (0, "no answer in 0.2 s\n")
 
 
-def test_a_network_mount_whose_server_hangs_and_then_dies(root: Path, tmp_path: Path) -> None:
+def test_a_network_mount_whose_server_hangs_and_then_dies(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if why_not() is not None:
         pytest.skip(f"no volume can be simulated here: {why_not()}")
     place = tmp_path / "seen"
@@ -211,7 +213,9 @@ def test_a_network_mount_whose_server_hangs_and_then_dies(root: Path, tmp_path: 
         server = server_of(place)
         os.kill(server, signal.SIGSTOP)
         try:
-            (finding,) = check_volume(gatherer.gather_volume(layout, given, timeout=0.5), given)
+            with monkeypatch.context() as patches:
+                patches.setattr(gatherer, "TIMEOUT", 0.5)
+                (finding,) = check_volume(gatherer.gather_volume(layout, given), given)
         finally:
             os.kill(server, signal.SIGCONT)
         assert finding.code == "volume.silent"

@@ -35,14 +35,17 @@ def as_os_walk_sees(root: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("threads", [1, 3, 64])
-def test_same_names_and_sizes_as_os_walk(tmp_path: Path, threads: int) -> None:
+def test_same_names_and_sizes_as_os_walk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
     root = tmp_path / "models"
     for i in range(40):
         for j in range(i):
             write(root / f"d{i % 7}" / f"d{i}" / f"f{j}", b"x" * j)
     outside = write(tmp_path / "elsewhere" / "deep" / "file", b"123")
     link(root / "linked", "../elsewhere")
-    found = by_path(root, threads=threads)
+    monkeypatch.setattr(walk_module, "THREADS", threads)
+    found = by_path(root)
     assert set(found) == as_os_walk_sees(root)
     for entry in found.values():
         if entry.is_file:
@@ -169,12 +172,14 @@ def test_problems_are_counted_but_kept_bounded(
     assert found.problem_count == 9 and len(found.problems) == 3
 
 
-def test_limit(tmp_path: Path) -> None:
+def test_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(50):
         write(tmp_path / f"d{i % 5}" / f"f{i}", b"")
-    found = walk([tmp_path], limit=20)
+    monkeypatch.setattr(walk_module, "LIMIT", 20)
+    found = walk([tmp_path])
     assert len(found.entries) == 20 and not found.complete
-    assert walk([tmp_path], limit=55).complete
+    monkeypatch.setattr(walk_module, "LIMIT", 55)
+    assert walk([tmp_path]).complete
 
 
 def test_a_file_system_that_never_answers(

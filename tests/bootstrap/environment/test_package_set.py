@@ -16,7 +16,7 @@ import pytest
 
 from bootstrap.core.concurrency import BoundedCaller
 from bootstrap.core.findings import Finding, Outcome, Severity
-from bootstrap.environment import package_loading, package_store
+from bootstrap.environment import package_loading, package_set, package_store
 from bootstrap.environment.imports import hard_imports
 from bootstrap.environment.node_packs import read_requirements
 from bootstrap.environment.package_loading import load
@@ -525,15 +525,17 @@ def source_of(root: Path, name: str, at_once: str, in_build: str) -> str:
         ("", "No such file"),
     ],
 )
-def test_a_uv_that_cannot_do_it(rig: Rig, index: PackageIndex, says: str, reason: str) -> None:
+def test_a_uv_that_cannot_do_it(
+    rig: Rig, index: PackageIndex, monkeypatch: pytest.MonkeyPatch, says: str, reason: str
+) -> None:
     rig.core("tiny-one")
     uv = rig.root / "uv"
     # It answers the question, so that only the installation is missing.
     answer = 'test "$2" = compile && echo tiny-one==1.5 > answer.txt\n'
     uv.write_text(f"#!/bin/sh\n{answer}{says}\n" if says else "#!/nowhere\n")
     uv.chmod(0o755)
-    place = rig.place("work")
-    made = prepare_packages(place, {**os.environ, **index.env()}, uv=uv)
+    monkeypatch.setattr(package_set, "find_uv", lambda: uv)
+    made = rig.prepare(index.env())
     assert reason in one(made, "packages.failed").message
     assert rig.sets() == []
 

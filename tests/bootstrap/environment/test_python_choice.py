@@ -59,7 +59,9 @@ def chosen(root: Path, nvidia: Path = Path("/nowhere")) -> Choice:
 
 def choose(root: Path, nvidia: Path = Path("/nowhere")) -> Choice | Finding:
     settings = Settings(volume_path=root)
-    return choose_python(settings, locate(settings), nvidia)
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(python_choice, "NVIDIA", nvidia)
+        return choose_python(settings, locate(settings))
 
 
 def codes(found: Choice) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bootstrap.environment import requirements
 from bootstrap.environment.imports import hard_imports
 from bootstrap.environment.node_packs import RequirementFile, Requirements, requirement_file
 from bootstrap.environment.requirements import Judgement, RequirementState, judge
@@ -169,11 +170,14 @@ def test_packages_are_never_run(small: SmallPython, tmp_path: Path) -> None:
         ("#!/bin/sh\nexit 3\n", "exit code 3"),
     ],
 )
-def test_an_interpreter_that_does_not_answer(tmp_path: Path, script: str, reason: str) -> None:
+def test_an_interpreter_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, reason: str
+) -> None:
+    monkeypatch.setattr(requirements, "ASK_SECONDS", 1)
     python = tmp_path / "python"
     python.write_text(script)
     python.chmod(0o755)
-    made = judge(python, ENV, Requirements(), timeout=1)
+    made = judge(python, ENV, Requirements())
     assert made.packages.failure is not None
     assert reason in made.packages.failure.reason
     assert made.verdicts == ()

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bootstrap.core.findings import Finding
-from bootstrap.environment import PackagesFacts
+from bootstrap.environment import PackagesFacts, requirements
 from bootstrap.environment.node_packs import Requirements
 from bootstrap.environment.python_probe import ASK_SECONDS
 from bootstrap.environment.requirements import judge
@@ -45,7 +47,9 @@ def gather_packages(
     python: Path, env: Mapping[str, str] | None = None, timeout: float = ASK_SECONDS
 ) -> PackagesFacts:
     """What `python` has installed, with no requirements."""
-    return judge(python, env or os.environ, Requirements(), timeout=timeout).packages
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(requirements, "ASK_SECONDS", timeout)
+        return judge(python, env or os.environ, Requirements()).packages
 
 
 @dataclass

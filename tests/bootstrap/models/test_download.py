@@ -221,7 +221,7 @@ def stopped_midway(url: str, models: Path, data: bytes, at: float = 0.5) -> Down
     def locate(channel: Any) -> Any:
         return source.locate(parse_link(link.url), None, wanted, channel)
 
-    meter = StopsMidway("m")
+    meter = StopsMidway("m", None)
     download = Download(locate, models / "loras/m.safetensors", wanted, options(), meter)
     with pytest.raises(Stopped):
         download.run(stop)

@@ -225,7 +225,8 @@ def interrupted(
     jobs = [ahead.start([tmp_path / "none"], in_turn=True) for _ in range(2)]
     go_on.set()
     assert likely.wait(30) and all(job.wait(30) for job in jobs)
-    assert missing_in(model)
+    assert likely.reading.read < model.stat().st_size
+    forget(model)  # the kernel's read-ahead may have read the rest
     yield ahead, jobs
     ahead.stop()
 

@@ -12,7 +12,7 @@ from bootstrap.core.redact import Secret
 from bootstrap.models.download.progress import LogMeter
 from bootstrap.models.manifest import parse_manifest
 from bootstrap.models.provision import provision
-from bootstrap.models.sources import BadLink, parse_link
+from bootstrap.models.sources import BadLink, https, parse_link
 from bootstrap.models.sources.https import Https
 from bootstrap.net.addresses import shown
 from tests.support.provisioning import MARKER, context, options, spec, tensors
@@ -28,15 +28,16 @@ def servers() -> Iterator[tuple[ViciousServer, ViciousServer]]:
 
 
 def test_the_token_goes_to_its_host_only(
-    servers: tuple[ViciousServer, ViciousServer], tmp_path: Path
+    servers: tuple[ViciousServer, ViciousServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(https, "_SCHEMES", {"http"})
     home, storage = servers
     target = storage.serve("/stored", DATA) + "?signature=s3cret"
     url = home.serve("/m.safetensors", b"", redirect=target)
     home.files["/m.safetensors"].needs = lambda headers: (
         None if headers.get("authorization") == f"Bearer {MARKER}" else 401
     )
-    source = Https(Secret(MARKER), home.host_port, plain_http=True)
+    source = Https(Secret(MARKER), home.host_port)
     (result,) = provision([spec(url)], context(tmp_path, source))
     assert result.state == "fetched", result.problem
     assert storage.seen

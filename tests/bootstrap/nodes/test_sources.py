@@ -125,15 +125,18 @@ def test_a_plan_asks_without_counting_as_an_installation(
     refused("nodes.no_ref", sources.check, from_git(f"{server.url}/o/A-Pack", OTHER))
 
 
-def test_a_token_goes_to_its_own_host_only(server: PackServer) -> None:
+def test_a_token_goes_to_its_own_host_only(
+    server: PackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from bootstrap.core.redact import Secret
-    from bootstrap.models.sources.https import Https
+    from bootstrap.models.sources import https
 
+    monkeypatch.setattr(https, "_SCHEMES", {"http"})
     with PackServer() as other:
         other.serve("/o/A-Pack/info/refs", refs({"HEAD": COMMIT}))
         server.serve("/o/A-Pack/info/refs", b"", redirect=f"{other.url}/o/A-Pack/info/refs")
-        https = Https(Secret(MARKER), server.host_port, plain_http=True)
-        sources = PackSources(options(), https, server.url)
+        own = https.Https(Secret(MARKER), server.host_port)
+        sources = PackSources(options(), own, server.url)
         assert sources.pin(f"{server.url}/o/A-Pack", None).commit == COMMIT
         assert any(MARKER in headers.get("authorization", "") for _, headers in server.seen)
         assert not any(MARKER in str(headers) for _, headers in other.seen)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from bootstrap.core.findings import Finding
+from bootstrap.volume import find_comfyui
 from bootstrap.volume.find_comfyui import (
     MountState,
     OtherMount,
@@ -14,6 +17,18 @@ from bootstrap.volume.find_comfyui import (
     other_mounts,
     unlink_other_mounts,
 )
+
+
+def linked(root: Path, names: Sequence[Path]) -> tuple[list[Path], list[Finding]]:
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(find_comfyui, "USUAL_ROOTS", names)
+        return link_other_mounts(root)
+
+
+def others(root: Path, names: Sequence[Path]) -> tuple[OtherMount, ...]:
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(find_comfyui, "USUAL_ROOTS", names)
+        return other_mounts(root)
 
 
 @pytest.fixture
@@ -24,11 +39,11 @@ def root(tmp_path: Path) -> Path:
 
 def test_a_free_name_becomes_a_link_and_goes_again(root: Path) -> None:
     names = (root, root.parent / "workspace")
-    made, findings = link_other_mounts(root, names)
+    made, findings = linked(root, names)
     assert made == [names[1]] and [f.code for f in findings] == ["volume.mount_linked"]
     assert (names[1] / "storage").is_dir()
-    assert other_mounts(root, names) == (OtherMount(names[1], MountState.VOLUME),)
-    assert link_other_mounts(root, names) == ([], [])
+    assert others(root, names) == (OtherMount(names[1], MountState.VOLUME),)
+    assert linked(root, names) == ([], [])
     unlink_other_mounts(made, root)
     assert not os.path.lexists(names[1])
 
@@ -36,7 +51,7 @@ def test_a_free_name_becomes_a_link_and_goes_again(root: Path) -> None:
 def test_an_empty_folder_is_no_volume_to_link_to(root: Path) -> None:
     (root / "storage").rmdir()
     name = root.parent / "workspace"
-    assert link_other_mounts(root, (name,)) == ([], [])
+    assert linked(root, (name,)) == ([], [])
     assert not os.path.lexists(name)
 
 
@@ -51,8 +66,8 @@ def test_nothing_real_is_replaced(root: Path, what: str) -> None:
     else:
         name.symlink_to("elsewhere")
     before = os.lstat(name).st_ino
-    assert link_other_mounts(root, (name,)) == ([], [])
-    assert other_mounts(root, (name,))[0].state is MountState.TAKEN
+    assert linked(root, (name,)) == ([], [])
+    assert others(root, (name,))[0].state is MountState.TAKEN
     unlink_other_mounts([name], root)
     assert os.lstat(name).st_ino == before
 
@@ -60,15 +75,15 @@ def test_nothing_real_is_replaced(root: Path, what: str) -> None:
 def test_a_link_that_a_killed_worker_left_to_a_volume_that_is_gone_is_replaced(root: Path) -> None:
     name = root.parent / "workspace"
     name.symlink_to(root.parent / "gone")
-    assert link_other_mounts(root, (name,))[0] == [name]
+    assert linked(root, (name,))[0] == [name]
     assert name.resolve() == root
 
 
 def test_no_name_above_or_below_the_volume_and_none_without_one(root: Path) -> None:
     inner = root / "storage"
-    assert other_mounts(inner, (root,)) == other_mounts(root, (inner,)) == ()
-    assert link_other_mounts(root.parent / "gone", (root.parent / "workspace",)) == ([], [])
+    assert others(inner, (root,)) == others(root, (inner,)) == ()
+    assert linked(root.parent / "gone", (root.parent / "workspace",)) == ([], [])
 
 
 def test_someone_who_may_not_write_there_gets_none(root: Path) -> None:
-    assert link_other_mounts(root, (Path("/proc/workspace"),)) == ([], [])
+    assert linked(root, (Path("/proc/workspace"),)) == ([], [])

@@ -216,3 +216,28 @@ def started(folder: Path) -> ComfyUI:
     comfyui = fake_comfyui.write(folder / "ComfyUI", folder / "work")
     comfyui.start()
     return comfyui
+
+
+def test_messages_that_nothing_uses_are_left_out() -> None:
+    """ComfyUI sends the state of all nodes at each step, by the same call as here."""
+
+    async def socket(request: web.Request) -> web.WebSocketResponse:
+        answer = web.WebSocketResponse()
+        await answer.prepare(request)
+        for kind in ("progress_state", "progress", "executing"):
+            await answer.send_json({"type": kind, "data": {}})
+        await answer.close()
+        return answer
+
+    async def heard() -> list[str]:
+        app = web.Application()
+        app.router.add_get("/ws", socket)
+        async with (
+            TestServer(app, host="127.0.0.1") as server,
+            connect(str(server.make_url("")).rstrip("/")) as client,
+        ):
+            messages = await client.listen("me")
+            assert messages is not None
+            return [message["type"] async for message in messages if isinstance(message, dict)]
+
+    assert asyncio.run(heard()) == ["progress", "executing"]

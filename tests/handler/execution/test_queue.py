@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from handler.common import errors
 from handler.common.errors import Deadline
 from handler.execution.queue import EntryState, PromptQueue
 from tests.support.waiting import run_at_once
@@ -103,13 +105,14 @@ def test_when_one_leaves_from_the_middle_the_next_moves_up() -> None:
     together(first, second, third)
 
 
-def test_the_clock_of_one_that_waits_stands_still() -> None:
+def test_the_clock_of_one_that_waits_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
+    monkeypatch.setattr(errors, "time", SimpleNamespace(monotonic=lambda: now))
 
     async def scenario() -> None:
         nonlocal now
         queue = PromptQueue()
-        deadlines = [Deadline(10, lambda: now) for _ in range(3)]
+        deadlines = [Deadline(10) for _ in range(3)]
         first, second, third = (queue.enter(deadline) for deadline in deadlines)
         async with first, second:
             async with third:
@@ -121,13 +124,14 @@ def test_the_clock_of_one_that_waits_stands_still() -> None:
     asyncio.run(scenario())
 
 
-def test_the_clock_goes_on_at_the_head() -> None:
+def test_the_clock_goes_on_at_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
+    monkeypatch.setattr(errors, "time", SimpleNamespace(monotonic=lambda: now))
 
     async def scenario() -> None:
         nonlocal now
         queue = PromptQueue()
-        deadline = Deadline(10, lambda: now)
+        deadline = Deadline(10)
         first = queue.enter(Deadline(10))
         await first.__aenter__()
         async with queue.enter(deadline):

@@ -55,6 +55,22 @@ def explain(given: Any, known: tuple[str, ...] = ()) -> JobError:
     return error
 
 
+def test_more_nodes_in_a_row_than_comfyui_can_check() -> None:
+    """As 0.33 answers a chain of 1000, of which each half runs."""
+    error = explain(
+        node_body(
+            {
+                "type": "exception_during_inner_validation",
+                "message": "Exception when validating inner node",
+                "details": "maximum recursion depth exceeded while calling a Python object",
+                "extra_info": {"input_name": "image"},
+            },
+            class_type="ImageInvert",
+        )
+    )
+    assert error.code == "workflow.too_deep" and "Split" in error.fix
+
+
 UNKNOWN_NODE = {
     "2023 and 0.3.75": body(
         "invalid_prompt", "Cannot execute because node NoSuchNode does not exist.", "Node ID '#1'"

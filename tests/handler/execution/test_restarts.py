@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,9 +35,7 @@ class Bench:
     def __post_init__(self) -> None:
         settings, _ = Settings.from_env({})
         relief = MemoryRelief(settings, lambda: 0.0)
-        self.recovery = ComfyRecovery(
-            self.comfyui, relief, Pool("control", 4, 4), clock=lambda: self.now
-        )
+        self.recovery = ComfyRecovery(self.comfyui, relief, Pool("control", 4, 4))
 
     def ready(self, seconds: float = 60) -> JobError | None:
         """The error a job gets; None when ComfyUI is ready for it."""
@@ -48,9 +47,11 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     comfyui = fake_comfyui.write(tmp_path / "ComfyUI", tmp_path / "work")
-    yield Bench(comfyui)
+    bench = Bench(comfyui)
+    monkeypatch.setattr(restarts, "time", SimpleNamespace(monotonic=lambda: bench.now))
+    yield bench
     comfyui.stop()
 
 

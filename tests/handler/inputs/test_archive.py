@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from handler.common.errors import JobError
-from handler.request.input_files import read_files
+from handler.request.fields import read_files
 from tests.bootstrap.core.test_archive import PNG, packed
 from tests.handler.inputs.test_inputs import job_inputs, materialize
 

@@ -8,19 +8,20 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bootstrap.config import Settings
 from bootstrap.volume import Layout
+from handler.common import errors
 from handler.common.blocking import Calls
 from handler.common.errors import CODES, Deadline, JobError
-from handler.inputs import fetch as fetch_module
 from handler.inputs.fetch import Fetcher, RemoteFile
 from handler.inputs.job_inputs import JobInputs
 from handler.inputs.volume_cache import VolumeInputs
-from handler.request.input_files import InputFile
+from handler.request.fields import InputFile
 from tests.support.vicious_server import ViciousServer
 from tests.support.waiting import until, wait_until
 
@@ -116,8 +117,8 @@ def test_the_time_for_inputs_starts_with_the_first_fetch(
 ) -> None:
     """The job may have waited for its models longer than INPUT_TIMEOUT before."""
     now = [0.0]
-    monkeypatch.setattr(fetch_module, "Deadline", lambda s: Deadline(s, lambda: now[0]))
-    job = Fetcher(LENIENT, Deadline(300, lambda: now[0]), NETWORK)
+    monkeypatch.setattr(errors, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    job = Fetcher(LENIENT, Deadline(300), NETWORK)
     now[0] = 200.0
     asyncio.run(job.fetch([RemoteFile(server.serve("/late.png", PNG), folder / "f")]))
     assert (folder / "f").read_bytes() == PNG

@@ -22,7 +22,7 @@ from handler.common.errors import Deadline, JobError
 from handler.inputs.fetch import Fetcher
 from handler.inputs.job_inputs import JobInputs
 from handler.inputs.volume_cache import VolumeInputs
-from handler.request.input_files import InputFile, checked_name, read_files
+from handler.request.fields import InputFile, checked_name, read_files
 
 PIXEL = b"\x89PNG\r\n\x1a\n pixel"
 TEXT = base64.b64encode(PIXEL).decode()
@@ -172,7 +172,7 @@ _IN_A_NARROW_LOCALE = """
 import asyncio, pathlib, sys
 from handler.common.errors import Deadline
 from handler.common.errors import JobError
-from handler.request.input_files import InputFile
+from handler.request.fields import InputFile
 from tests.handler.inputs.test_inputs import TEXT, job_inputs, load
 
 folder = pathlib.Path(sys.argv[1])

@@ -269,8 +269,15 @@ def test_a_copy_that_finds_no_room_is_an_error_with_its_code(volume: Path, folde
 class Clock:
     seconds = 0.0
 
-    def __call__(self) -> float:
+    def monotonic(self) -> float:
         return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(volume_cache, "time", clock)
+    return clock
 
 
 def names(folder: Path) -> list[str]:
@@ -278,11 +285,10 @@ def names(folder: Path) -> list[str]:
 
 
 def test_copies_beyond_the_size_go_the_longest_unused_first(
-    volume: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    volume: Path, folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(volume_cache, "_UNUSED_BYTES", 250)
-    clock = Clock()
-    copies = VolumeInputs(layout_of(volume), folder, volume_calls(), clock)
+    copies = VolumeInputs(layout_of(volume), folder, volume_calls())
     for name in ("a.png", "b.png", "c.png"):
         (volume / name).write_bytes(b"x" * 100)
         bring(copies, load(name), name)
@@ -298,9 +304,10 @@ def test_copies_beyond_the_size_go_the_longest_unused_first(
     assert (folder / "b.png").stat().st_size == 100
 
 
-def test_copies_that_no_job_named_for_long_go_and_others_do_not(volume: Path, folder: Path) -> None:
-    clock = Clock()
-    copies = VolumeInputs(layout_of(volume), folder, volume_calls(), clock)
+def test_copies_that_no_job_named_for_long_go_and_others_do_not(
+    volume: Path, folder: Path, clock: Clock
+) -> None:
+    copies = VolumeInputs(layout_of(volume), folder, volume_calls())
     (folder / "own.png").write_bytes(b"of a node")
     (folder / "photo.png").write_bytes(b"of a node")
     bring(copies, load("photo.png"), "1")

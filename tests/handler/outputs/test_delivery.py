@@ -10,6 +10,8 @@ import io
 import json
 import os
 import pstats
+import subprocess
+import threading
 import time
 import zipfile
 from collections.abc import Coroutine, Iterable, Iterator
@@ -26,10 +28,11 @@ from bootstrap.config.bucket import bucket_of
 from bootstrap.volume import Layout
 from handler.common.blocking import Calls
 from handler.common.errors import Deadline, JobError
-from handler.outputs.delivery import Delivery, DeliveryOptions, JobOutputs
+from handler.outputs.delivery import Delivery
+from handler.outputs.job_outputs import DeliveryOptions, JobOutputs
 from handler.outputs.local_files import Content, encoded
 from handler.outputs.produced import Produced, ProducedFile, ProducedText, produced, tagged
-from handler.request.options import OutputOptions
+from handler.request.fields import OutputOptions
 from tests.support.s3_server import (
     BUCKET,
     KEY_ID,
@@ -547,7 +550,82 @@ def test_what_is_kept_but_cannot_be_removed_fails_no_job(
     put(work.output, "model.bin")
     answer = jobs.deliver(image())
     assert answer["results"][0]["path"] and answer["also_kept"] and "warnings" not in answer
-    assert jobs.deliver(ProducedText("1", "the next job"))["status"] == "completed"
+    for _ in range(3):
+        later = jobs.deliver(ProducedText("1", "a later job"))
+        assert later["status"] == "completed" and "also_kept" not in later, "not kept again"
+    put(work.output, "model.bin", b"another one")
+    assert jobs.deliver(ProducedText("1", "x"), mark="new")["also_kept"]
+    monkeypatch.undo()
+    jobs.deliver(ProducedText("1", "removed after a later job"))
+    assert os.listdir(work.output) == []
+
+
+def test_a_removal_that_hangs_costs_no_reply(
+    jobs: Jobs, work: WorkDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, hangs = Path.unlink, threading.Event()
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "model.bin":
+            hangs.wait(10)
+        remove(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    monkeypatch.setattr("handler.outputs.delivery.GRACE_SECONDS", 0.5)
+    put(work.output, "a_00001_.png")
+    put(work.output, "model.bin")
+    options = DeliveryOptions(MARK, Deadline(0.1))
+    claimed = jobs.claimed(options, [image()])
+    answer = jobs.run(jobs.delivery.deliver([image()], claimed))
+    assert answer["results"][0]["image"] and answer["also_kept"]
+    then = time.monotonic()
+    assert "also_kept" not in jobs.deliver(ProducedText("1", "x"), mark="later")
+    assert time.monotonic() - then < 0.4, "it is not tried again meanwhile"
+    hangs.set()
+
+
+def test_an_unreported_file_is_kept_again_if_it_was_still_being_written(
+    jobs: Jobs, work: WorkDir, layout: Layout
+) -> None:
+    with open(work.output / "model.bin", "wb", buffering=0) as writing:
+        writing.write(b"half")
+        assert jobs.deliver(ProducedText("1", "x"))["also_kept"]
+        assert "also_kept" not in jobs.deliver(ProducedText("1", "x"), mark="same")
+        writing.write(b" and half")
+    jobs.deliver(ProducedText("1", "x"), mark="next")
+    assert (layout.output / "model_next.bin").read_bytes() == b"half and half"
+    assert os.listdir(work.output) == []
+
+
+@pytest.mark.parametrize("seconds", [0.5, 99.0])
+def test_a_result_that_is_still_being_written_is_waited_for(
+    jobs: Jobs, work: WorkDir, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """By a child process, as some nodes encode video; not beyond the limit. Another job's presence
+    does not make it that one's file."""
+    other = jobs.delivery.begin(DeliveryOptions("other", Deadline(60)))
+    monkeypatch.setattr("handler.outputs.delivery._WRITING_SECONDS", 2.0)
+    path = put(work.output, "a_00001_.png")
+    script = f"echo written; for i in $(seq {seconds * 10:.0f}); do printf .; sleep 0.1; done >&3"
+    with subprocess.Popen(["sh", "-c", f"exec 3>>{path}; {script}"], stdout=subprocess.PIPE) as it:
+        assert it.stdout is not None and it.stdout.readline()
+        time.sleep(0.02)
+        answer = jobs.deliver(image())
+        it.kill()
+    assert other.claim.rest == []
+    (entry,) = answer["results"]
+    if seconds < 1:
+        assert base64.b64decode(entry["image"]) == PNG + b"....." and "warnings" not in answer
+    else:
+        assert answer["warnings"][0] == "a_00001_.png was still being written"
+
+
+def test_a_writer_that_forgot_to_close_is_not_waited_for(jobs: Jobs, work: WorkDir) -> None:
+    path = put(work.output, "a_00001_.png")
+    with open(path, "ab"):
+        then = time.monotonic()
+        assert jobs.deliver(image())["results"][0]["size"] == len(PNG)
+        assert time.monotonic() - then < 4
 
 
 def test_files_of_the_job_that_runs_meanwhile_are_left_alone(
@@ -600,6 +678,62 @@ def test_jobs_delivered_side_by_side_take_nothing_from_each_other(
         assert answer["also_kept"] == [f"ComfyUI/output/{kept}"]
     assert kept_files(layout) == ["a_00001_one.png", "a_one.bin", "b_00001_two.png", "b_two.bin"]
     assert os.listdir(work.output) == ["b_00001_.png"], "for ComfyUI's cache, the last job's only"
+
+
+def begun(jobs: Jobs, mark: str, *items: Produced, **options: Any) -> JobOutputs:
+    """A job that ended a moment ago, with its files claimed for it."""
+    wanted = DeliveryOptions(mark, Deadline(60), OutputOptions(**options), jobs.bucket)
+    job = jobs.claimed(wanted, items)
+    time.sleep(0.03)
+    return job
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("way", ["base64", "volume"])
+def test_what_the_next_job_overwrites_is_not_delivered_for_the_one_before(
+    jobs: Jobs, work: WorkDir, layout: Layout, way: str, zipped: bool
+) -> None:
+    """A node that saves under a fixed name; `model.bin` it does not report."""
+    same, own = image("same.png"), image("own.png")
+    for name in ("same.png", "own.png", "model.bin"):
+        put(work.output, name, PNG + b"of the first")
+    first = begun(jobs, "first", same, own, delivery=way, zip=zipped)
+    wanted = DeliveryOptions("second", Deadline(60), OutputOptions(delivery=way), jobs.bucket)
+    second = jobs.delivery.begin(wanted)
+    for name in ("same.png", "model.bin"):
+        put(work.output, name, PNG + b"of the second one")
+    answer = jobs.run(jobs.delivery.deliver([same, own], first))
+    assert "also_kept" not in answer
+    (entry,) = answer["results"]
+    assert "same_first.png was overwritten" in answer["warnings"][0]
+    content = base64.b64decode(entry.get("image") or entry.get("data") or "")
+    assert b"of the second" not in content and (b"of the first" in content or way == "volume")
+    jobs.delivery.files.claim(second.claim, time.time(), jobs.delivery.files.found([same]))
+    answer = jobs.run(jobs.delivery.deliver([same], second))
+    assert answer["also_kept"] == ["ComfyUI/output/model_second.bin"]
+    kept = {name: (layout.output / name).read_bytes() for name in kept_files(layout)}
+    of_second = [name for name, content in kept.items() if content.endswith(b"the second one")]
+    assert of_second == ["model_second.bin", "same_second.png"]
+    assert "same_first.png" not in kept
+
+
+def test_a_result_that_is_overwritten_while_it_is_delivered_is_taken_back(
+    jobs: Jobs, work: WorkDir, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(work.output, "same.png")
+    first = begun(jobs, "first", image("same.png"))
+    jobs.delivery.begin(DeliveryOptions("second", Deadline(60)))
+
+    def overwritten(local: Path) -> Content:
+        put(work.output, "same.png", PNG + b"of the second one")
+        return encoded(local)
+
+    monkeypatch.setattr("handler.outputs.delivery.encoded", overwritten)
+    with pytest.raises(JobError) as caught:
+        jobs.run(jobs.delivery.deliver([image("same.png")], first))
+    assert caught.value.code == "job.result_missing" and "overwritten" in str(caught.value)
+    assert kept_files(layout) == []
+    assert (work.output / "same.png").read_bytes() == PNG + b"of the second one"
 
 
 def test_many_files_take_each_as_long_as_few(tmp_path: Path) -> None:

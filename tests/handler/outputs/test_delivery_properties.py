@@ -25,10 +25,11 @@ from bootstrap.volume import Layout
 from handler.common.blocking import Calls
 from handler.common.errors import Deadline
 from handler.outputs import delivery as delivery_module
-from handler.outputs.delivery import Delivery, DeliveryOptions
+from handler.outputs.delivery import Delivery
+from handler.outputs.job_outputs import DeliveryOptions
 from handler.outputs.local_files import LocalFiles, encoded
 from handler.outputs.produced import produced
-from handler.request.options import OutputOptions
+from handler.request.fields import OutputOptions
 
 # No example takes as long, unless something waits for itself.
 _HUNG_SECONDS = 20.0
@@ -88,7 +89,7 @@ def faring(files: dict[str, File]) -> Iterator[None]:
     with (
         patch.object(LocalFiles, "find", slow_find),
         patch("handler.outputs.volume_store.publish_copy", slow_publish),
-        patch("handler.outputs.local_files.encoded", slow_encoded),
+        patch("handler.outputs.job_outputs.encoded", slow_encoded),
         patch.object(delivery_module, "encoded", slow_encoded),
     ):
         yield

@@ -17,11 +17,12 @@ from bootstrap.config import Settings
 from bootstrap.volume import Layout
 from handler.common.blocking import Calls
 from handler.common.errors import Deadline
-from handler.outputs.delivery import Delivery, DeliveryOptions
+from handler.outputs.delivery import Delivery
+from handler.outputs.job_outputs import DeliveryOptions
 from handler.outputs.local_files import stamp_of
 from handler.outputs.produced import produced
 from handler.outputs.volume_store import VolumeStore
-from handler.request.options import OutputOptions
+from handler.request.fields import OutputOptions
 from tests.conftest import BootedWorker
 from tests.end_to_end.test_faults import through
 from tests.support.loop_thread import LoopThread

@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from handler.outputs.pictures import NotWritten, rewritten
-from handler.request.options import OutputOptions
+from handler.request.fields import OutputOptions
 
 
 @pytest.fixture

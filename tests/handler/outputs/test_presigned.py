@@ -24,7 +24,7 @@ from bootstrap.volume import Layout
 from handler.common.errors import Deadline, JobError
 from handler.outputs.produced import ProducedText
 from handler.outputs.uploads import NotUploaded, PresignedUploader, Upload
-from handler.request.options import PutAddress, read_options
+from handler.request.fields import PutAddress, read_options
 from tests.handler.outputs.test_delivery import PNG, Jobs, image, kept_files, put
 from tests.support.s3_server import BUCKET, S3Server
 

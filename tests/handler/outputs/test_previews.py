@@ -20,7 +20,7 @@ from handler.common.blocking import Pool
 from handler.common.errors import JobError
 from handler.outputs import pictures as module
 from handler.outputs.pictures import Previews, small_jpeg
-from handler.request.options import ProgressOptions, read_progress
+from handler.request.fields import ProgressOptions, read_progress
 from handler.request.parse import WorkflowRequest, parse_request
 from tests.end_to_end.test_worker import plain
 from tests.support.waiting import run_at_once

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from bootstrap.config import Settings
 from handler.common.errors import CODES, MAX_DEPTH, JobError
-from handler.request.input_files import InputFile
+from handler.request.fields import _OUTPUT_FIELDS, InputFile, OutputOptions
 from handler.request.named_workflows import NamedWorkflow
-from handler.request.options import _OUTPUT_FIELDS, OutputOptions
 from handler.request.parse import Request, WorkflowRequest, parse_request
 from handler.request.workflow import bad_links, is_link, read_workflow
 

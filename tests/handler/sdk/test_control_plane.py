@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from tests.support.control_plane import API_KEY, DROP, PlaneTimeout
 from tests.support.plane_records import now
 from tests.support.rig import Rig, ready_rig
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +154,7 @@ def test_a_cancelled_job_gets_cancelled_error_and_posts_nothing(rig: Rig) -> Non
 
 
 def test_a_thread_of_a_cancelled_job_goes_on(rig: Rig) -> None:
-    job = rig.plane.submit({"do": "sleep in a thread", "seconds": 4})
+    job = rig.plane.submit({"do": "sleep in a thread", "seconds": 60})
     rig.hear(job, "sleeps")
     rig.plane.cancel(job)
     cancelled = rig.hear(job, "was cancelled")
@@ -196,10 +198,11 @@ def test_free_slots_take_a_batch_and_each_job_once(rig: Rig) -> None:
 
 
 def test_pings_name_the_jobs_in_progress(rig: Rig) -> None:
-    job = rig.plane.submit({"do": "sleep", "seconds": 2.5})
-    rig.plane.result(job)
-    named = [event for event in rig.plane.select("ping") if event.body.get("job_id") == job]
-    assert named
+    job = rig.plane.submit({"do": "sleep", "seconds": 60})
+    pings = partial(rig.plane.select, "ping")
+    wait_until(lambda: any(event.body.get("job_id") == job for event in pings()))
+    rig.plane.cancel(job)
+    rig.hear(job, "was cancelled")
 
 
 # --- what the plane adds ----------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from handler.common import errors
 from handler.common.errors import Deadline, JobError
 from handler.sdk import shutdown as shutdown_module
 from handler.sdk.shutdown import JobHandle, Shutdown
@@ -91,14 +92,15 @@ class Clock:
         return self.seconds
 
 
-def test_a_job_that_hangs_past_its_deadline_is_answered_and_until_then_the_worker_is_unwell() -> (
-    None
-):
+def test_a_job_that_hangs_past_its_deadline_is_answered_and_until_then_the_worker_is_unwell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Whatever it hangs in, even its own cleanup."""
     clock, over = Clock(), asyncio.Event()
+    monkeypatch.setattr(errors, "time", SimpleNamespace(monotonic=clock))
 
     async def hangs(handle: JobHandle) -> str:
-        handle.deadline, handle.stage = Deadline(10.0, clock), "it hung"
+        handle.deadline, handle.stage = Deadline(10.0), "it hung"
         while not over.is_set():
             try:
                 await over.wait()

@@ -11,7 +11,8 @@ import time
 
 
 class Sleep:
-    """Passes an image on after `seconds`; if `obedient`, it can be interrupted meanwhile."""
+    """Passes an image on after `seconds`, or once the file `until` exists; if `obedient`, it can be
+    interrupted meanwhile."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ("IMAGE",)
@@ -21,14 +22,15 @@ class Sleep:
     def INPUT_TYPES(cls):
         return {
             "required": {"image": ("IMAGE",), "seconds": ("FLOAT", {"default": 1.0, "max": 1e6})},
-            "optional": {"obedient": ("BOOLEAN", {"default": True})},
+            "optional": {"obedient": ("BOOLEAN", {"default": True}), "until": ("STRING", {})},
         }
 
-    def run(self, image, seconds, obedient=True):
+    def run(self, image, seconds, obedient=True, until=""):
         import comfy.model_management as management
 
+        print("TestSleep runs", flush=True)
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end and not (until and os.path.exists(until)):
             time.sleep(0.05)
             if obedient:
                 management.throw_exception_if_processing_interrupted()
@@ -381,8 +383,9 @@ class Memory:
 
 
 class SaveOddly:
-    """Reports a text file that it saves `late`, by 0.2 s, that will `change` by then, or that it
-    has replaced with a `fifo`."""
+    """Reports a text file that it saves `late`, by 0.2 s, that will `change` by then, that it has
+    replaced with a `fifo`, or that it writes `slowly`, for 1 s, in a thread that outlives its
+    prompt."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ()
@@ -391,13 +394,14 @@ class SaveOddly:
 
     @classmethod
     def INPUT_TYPES(cls):
-        how = (["late", "change", "fifo"],)
+        how = (["late", "change", "fifo", "slowly", "at once"],)
         return {"required": {"name": ("STRING", {}), "content": ("STRING", {}), "how": how}}
 
     def run(self, name, content, how):
         import folder_paths
 
         path = os.path.join(folder_paths.get_output_directory(), name)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
         def put(text):
             with open(path + ".part", "w") as file:
@@ -408,12 +412,22 @@ class SaveOddly:
             time.sleep(0.2)
             put(content)
 
-        if how != "late":
+        def slowly(descriptor):
+            for part in content:
+                os.write(descriptor, part.encode())
+                time.sleep(1 / len(content))
+            os.close(descriptor)
+
+        if how == "at once":
+            put(content)
+        elif how == "slowly":
+            threading.Thread(target=slowly, args=[os.open(path, flags)]).start()
+        elif how != "late":
             put("not yet " + content)
         if how == "fifo":
             os.unlink(path)
             os.mkfifo(path)
-        else:
+        elif how in ("late", "change"):
             threading.Thread(target=later).start()
         return {"ui": {"files": [{"filename": name, "subfolder": "", "type": "output"}]}}
 

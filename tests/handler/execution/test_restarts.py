@@ -16,6 +16,7 @@ from bootstrap.comfyui import ComfyUI
 from bootstrap.config import Settings
 from handler.common.blocking import Pool
 from handler.common.errors import Deadline, JobError
+from handler.execution import restarts
 from handler.execution.restarts import ComfyRecovery, MemoryRelief
 from tests.bootstrap.comfyui.test_process import behave
 from tests.support import fake_comfyui

@@ -252,6 +252,14 @@ def test_every_module_has_a_room() -> None:
     assert {room(n) for n in modules()} == {*ALL_ROOMS, ""}
 
 
+@pytest.mark.parametrize(("package", "most"), [("bootstrap", 130), ("handler", 50)])
+def test_files_are_few_and_short(package: str, most: int) -> None:
+    files = list((ROOT / package).rglob("*.py"))
+    assert len(files) <= most, "merge what changes together"
+    longest = max(files, key=lambda file: len(file.read_text().splitlines()))
+    assert len(longest.read_text().splitlines()) <= 400, longest
+
+
 @pytest.mark.parametrize("name", ALL_ROOMS)
 def test_a_room_imports_only_rooms_below_it(name: str) -> None:
     order = [other for other in ALL_ROOMS if top(other) == top(name)]

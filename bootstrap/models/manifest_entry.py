@@ -101,6 +101,10 @@ class FieldFault(Fault):
         return Severity.ERROR if is_error else Severity.WARNING
 
 
+class PickleRefused(FieldFault):
+    """A file that can run code, without the fields that allow it."""
+
+
 def read_entry(
     entry: Any, where: str, allow_http: bool = False
 ) -> tuple[ModelSpec | None, list[FieldFault]]:
@@ -273,8 +277,8 @@ def _url(message: str, fix: str) -> FieldFault:
     return FieldFault("manifest.url", "url", f"{message}.", fix)
 
 
-def _pickle(spec: ModelSpec) -> FieldFault:
-    return FieldFault(
+def _pickle(spec: ModelSpec) -> PickleRefused:
+    return PickleRefused(
         "manifest.pickle",
         "allow_pickle",
         f"{spec.name} can run code when it is loaded; such files need `allow_pickle: true` and a "

@@ -134,8 +134,8 @@ class _Command(ManifestCommand[PackSpec]):
 
     def __init__(self, sources: PackSources | None, *given: Any) -> None:
         super().__init__(*given)
-        place = pull_context(self.settings, self.layout, meters_for(sys.stderr, PackMeter))
-        self.place = replace(place, sources=sources or place.sources)
+        context = pull_context(self.settings, self.layout, meters_for(sys.stderr, PackMeter))
+        self.context = replace(context, sources=sources or context.sources)
 
     def load(self) -> tuple[Sequence[PackSpec], Sequence[Finding]] | None:
         http = self.settings.allow_private_download_urls
@@ -161,7 +161,7 @@ class _Command(ManifestCommand[PackSpec]):
         return [_spec(pin, self.arguments.directory)], True
 
     def _pin(self, pack: str, ref: str | None) -> RegistryPin | GitPin:
-        sources, http = self.place.sources, self.settings.allow_private_download_urls
+        sources, http = self.context.sources, self.settings.allow_private_download_urls
         if page := _PAGE.fullmatch(pack):
             pack, ref = page["url"], ref or page["ref"]
         if "://" not in pack and not pack.startswith("git@"):
@@ -212,15 +212,15 @@ class _Command(ManifestCommand[PackSpec]):
             return []
         url = f"https://github.com/{needed.github}" if needed.github.count("/") == 1 else ""
         if not url and not origin.packs and needed.registry_id:
-            return [self.place.sources.newest(needed.registry_id)]
+            return [self.context.sources.newest(needed.registry_id)]
         return self._in_git(needed, url, origin.packs, commit)
 
     def _in_registry(self, needed: UsedNode) -> list[RegistryPin | GitPin]:
-        if (self.place.nodes / needed.registry_id).exists():
+        if (self.context.nodes / needed.registry_id).exists():
             return []
         if re.fullmatch(r"\d+\.\d+\.\d+", needed.version):
             return [RegistryPin(needed.registry_id, needed.version)]
-        return [self.place.sources.newest(needed.registry_id)]
+        return [self.context.sources.newest(needed.registry_id)]
 
     def _in_git(
         self, needed: UsedNode, url: str, packs: Sequence[str], commit: str | None
@@ -234,13 +234,13 @@ class _Command(ManifestCommand[PackSpec]):
         if url.endswith(".py"):
             self.say(f"{needed.name} is in a single file: copy {url} into custom_nodes.")
             raise LookupError(needed.name)
-        there = has_pack(url, self.place.nodes, self._repositories)
-        return [] if there else [self.place.sources.pin(url, commit)]
+        there = has_pack(url, self.context.nodes, self._repositories)
+        return [] if there else [self.context.sources.pin(url, commit)]
 
     @cached_property
     def _repositories(self) -> frozenset[str]:
         """Of all packs in custom_nodes, read once for all nodes of a workflow."""
-        return repositories_in(self.place.nodes)
+        return repositories_in(self.context.nodes)
 
     def plan(self, specs: Sequence[PackSpec]) -> int:
         """What would be fetched; asks the servers whether they have it."""
@@ -250,7 +250,7 @@ class _Command(ManifestCommand[PackSpec]):
 
     def pull(self, specs: Sequence[PackSpec]) -> int:
         """Fetch what is missing."""
-        results = pull(specs, self.place, stop_on_signals(), self.arguments.force)
+        results = pull(specs, self.context, stop_on_signals(), self.arguments.force)
         if self.arguments.json:
             self.say(json.dumps([result.as_dict() for result in results], indent=2))
         else:
@@ -263,7 +263,7 @@ class _Command(ManifestCommand[PackSpec]):
         return OK if all(result.good for result in results) else FAILED
 
     def look(self, spec: PackSpec, ask: bool) -> Step:
-        about, place = _about(spec), self.place
+        about, place = _about(spec), self.context
         try:
             found = look_at_pack(spec, place.nodes)
             if found.state is Presence.THERE:
@@ -283,9 +283,9 @@ class _Command(ManifestCommand[PackSpec]):
 
     def verified(self, spec: PackSpec) -> Step:
         try:
-            good, what, problem = verify(spec, self.place.nodes)
+            good, what, problem = verify(spec, self.context.nodes)
         except OSError as failed:
-            problem = disk_error(failed, self.place.nodes, None)
+            problem = disk_error(failed, self.context.nodes, None)
             good, what = False, problem.message
         return Step(_about(spec), what, there=good, problem=problem)
 
@@ -312,7 +312,7 @@ class _Command(ManifestCommand[PackSpec]):
         return OK if all(o.core or o.packs for o in found.values()) else FAILED
 
     def _refresh(self, url: str) -> NodeMap:
-        known = self.place.sources.fetch_map(url)
+        known = self.context.sources.fetch_map(url)
         keep_map(known, self.root)
         return known
 

@@ -15,7 +15,7 @@ from bootstrap.core.findings import errors_in
 from bootstrap.core.text import joined, size_text
 from bootstrap.models.by_address import FOLDER, FetchedModels, has_model_name, name_for
 from bootstrap.models.manifest import Manifest
-from bootstrap.models.manifest_entry import ModelSpec, read_entry
+from bootstrap.models.manifest_entry import ModelSpec, PickleRefused, read_entry
 from bootstrap.models.provision import ProvisionContext
 from bootstrap.models.sources import BadLink, Description, HubFile, Link, parse_link
 from bootstrap.net import DownloadError
@@ -118,7 +118,7 @@ class ModelAddresses:
         self,
         addressed: Addressed,
         lacking: Sequence[ModelSpec],
-        place: ProvisionContext,
+        context: ProvisionContext,
         limit: Deadline,
     ) -> None:
         """Remove the least recently used models, if there is a limit. Raises JobError."""
@@ -129,38 +129,41 @@ class ModelAddresses:
         coming = [spec for spec in lacking if spec in addressed.ours]
         size = sum(spec.size or 0 for spec in coming)
         _refuse_too_large(coming, most)
-        models = FetchedModels(place.models)
+        models = FetchedModels(context.models)
         removed = await self._on_volume(lambda: models.make_room(size, most), limit)
         if removed:
             _log.info("removed to make room: %s", ", ".join(map(str, removed)))
 
     async def _find(
-        self, wanted: Sequence[_Wanted], context: Callable[[], ProvisionContext], deadline: Deadline
+        self,
+        wanted: Sequence[_Wanted],
+        make_context: Callable[[], ProvisionContext],
+        deadline: Deadline,
     ) -> dict[tuple[str, Link], ModelSpec]:
         """The models of the addresses: kept, cached by the platform, or described by their
         source."""
         for one in wanted:
             check_model_host(one.address.name, self._settings)
-        place = await self._on_volume(context, deadline)
+        context = await self._on_volume(make_context, deadline)
         keys = {one.key: one for one in wanted}
 
         def here() -> dict[tuple[str, Link], ModelSpec]:
-            found = {key: _without_source(one, place) for key, one in keys.items()}
+            found = {key: _without_source(one, context) for key, one in keys.items()}
             return {key: spec for key, spec in found.items() if spec is not None}
 
         specs = await self._on_volume(here, deadline)
         for key, one in keys.items():
             if key not in specs:
-                described = await self._describe(one, place, deadline)
+                described = await self._describe(one, context, deadline)
                 specs[key] = self._spec(one, described)
         return specs
 
     async def _describe(
-        self, wanted: _Wanted, place: ProvisionContext, deadline: Deadline
+        self, wanted: _Wanted, context: ProvisionContext, deadline: Deadline
     ) -> Description:
         for left in reversed(range(_ATTEMPTS)):
             try:
-                return await self._ask_source(wanted, place, deadline)
+                return await self._ask_source(wanted, context, deadline)
             except DownloadError as problem:
                 if not (problem.transient and left) or deadline.expired:
                     raise _error(
@@ -169,13 +172,13 @@ class ModelAddresses:
         raise AssertionError("the last attempt returns or raises")
 
     async def _ask_source(
-        self, wanted: _Wanted, place: ProvisionContext, deadline: Deadline
+        self, wanted: _Wanted, context: ProvisionContext, deadline: Deadline
     ) -> Description:
-        channel = place.options.channel()
+        channel = context.options.channel()
 
         def work() -> Description:
             try:
-                source, link = place.sources.source_of(wanted.address.name)
+                source, link = context.sources.source_of(wanted.address.name)
                 return source.describe(link, channel)
             finally:
                 channel.close()
@@ -201,7 +204,7 @@ class ModelAddresses:
         if spec is not None and fatal is None:
             return spec
         assert fatal is not None
-        fix = _PICKLE_FIX if fatal.code == "manifest.pickle" else fatal.fix
+        fix = _PICKLE_FIX if isinstance(fatal, PickleRefused) else fatal.fix
         raise _error(address, fatal.code, fatal.message, fix)
 
     async def _on_volume(self, work: Callable[[], T], deadline: Deadline) -> T:
@@ -221,9 +224,9 @@ def _of_manifest(wanted: _Wanted, known: Sequence[ModelSpec]) -> ModelSpec | Non
     return None
 
 
-def _without_source(wanted: _Wanted, place: ProvisionContext) -> ModelSpec | None:
+def _without_source(wanted: _Wanted, context: ProvisionContext) -> ModelSpec | None:
     """The model, if no source need be asked: kept from before, or in the platform's cache."""
-    name = FetchedModels(place.models).name_of(wanted.folder, wanted.link)
+    name = FetchedModels(context.models).name_of(wanted.folder, wanted.link)
     directory, url = f"{wanted.folder}/{FOLDER}", wanted.address.name
     if name is not None:
         return ModelSpec(name, url, directory)
@@ -231,7 +234,7 @@ def _without_source(wanted: _Wanted, place: ProvisionContext) -> ModelSpec | Non
         return None
     given = wanted.link.path.rpartition("/")[2]
     spec = ModelSpec(name_for(wanted.link, given), url, directory)
-    return None if place.cached(spec) is None else spec
+    return None if context.cached(spec) is None else spec
 
 
 def _not_allowed(address: NamedModel) -> JobError:

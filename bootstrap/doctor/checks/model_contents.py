@@ -38,7 +38,7 @@ _AGAIN = (
 _IF_QUIET = "If it is not being downloaded: {delete}. Then download it again."
 
 
-class _Fault(NamedTuple):
+class _Wording(NamedTuple):
     """The texts for files in one state; the names in braces are those of `_words_for`."""
 
     code: str
@@ -48,38 +48,38 @@ class _Fault(NamedTuple):
 
 
 _HAS, _IS = ("has", "have"), ("is", "are")
-_MESSAGE = _Fault(
+_MESSAGE = _Wording(
     "models.server_message",
     ("is a server's message, not a model", "are servers' messages, not models"),
     "{files}: {details}.",
     _AGAIN,
 )
-_FAULTS: Mapping[WeightsState, _Fault] = {
-    WeightsState.EMPTY: _Fault(
+_FAULTS: Mapping[WeightsState, _Wording] = {
+    WeightsState.EMPTY: _Wording(
         "models.empty_file",
         _HAS,
         "{files} zero bytes.",
         "{delete}. Then download it again; if the volume is full, make room first.",
     ),
-    WeightsState.TRUNCATED: _Fault(
+    WeightsState.TRUNCATED: _Wording(
         "models.truncated", _IS, "{files} cut off: {lengths}.", _IF_QUIET
     ),
-    WeightsState.TOO_LONG: _Fault(
+    WeightsState.TOO_LONG: _Wording(
         "models.too_long",
         _HAS,
         "{files} bytes after the end: {lengths}. Two downloads wrote to one file, or one was "
         "resumed at the wrong place.",
         "{delete}. Then download it again.",
     ),
-    WeightsState.DAMAGED: _Fault("models.damaged", _IS, "{files} damaged: {details}.", _IF_QUIET),
+    WeightsState.DAMAGED: _Wording("models.damaged", _IS, "{files} damaged: {details}.", _IF_QUIET),
     # An intact file that ComfyUI opens with the wrong reader.
-    WeightsState.MISLABELLED: _Fault(
+    WeightsState.MISLABELLED: _Wording(
         "models.mislabelled",
         _HAS,
         "{files} the wrong extension and will not load: {formats}.",
         "{renames}. Then choose the new name in the workflow.",
     ),
-    WeightsState.PAGE: _Fault(
+    WeightsState.PAGE: _Wording(
         "models.web_page",
         ("is a web page, not a model", "are web pages, not models"),
         "{files}: {details}. The site required a login, or the address was that of a page.",
@@ -87,7 +87,7 @@ _FAULTS: Mapping[WeightsState, _Fault] = {
     ),
     WeightsState.JSON: _MESSAGE,
     WeightsState.TEXT: _MESSAGE,
-    WeightsState.POINTER: _Fault(
+    WeightsState.POINTER: _Wording(
         "models.lfs_pointer",
         ("is a Git LFS pointer", "are Git LFS pointers"),
         "{files}; the model itself{of_size} was never fetched (cloned without "
@@ -105,7 +105,7 @@ def check_contents(inventory: Inventory) -> list[Finding]:
 
 def faults(files: Iterable[ModelFile]) -> list[Finding]:
     """What is not what its name says; at most one finding for each code."""
-    by_fault: dict[_Fault, list[ModelFile]] = {}
+    by_fault: dict[_Wording, list[ModelFile]] = {}
     for file in files:
         if is_faulty(file):
             by_fault.setdefault(_FAULTS[file.state], []).append(file)
@@ -117,7 +117,7 @@ def is_faulty(file: ModelFile) -> bool:
     return file.is_weights and file.state in _FAULTS
 
 
-def _finding(fault: _Fault, files: Sequence[ModelFile]) -> Finding:
+def _finding(fault: _Wording, files: Sequence[ModelFile]) -> Finding:
     words = _words_for(files, fault.verb)
     message, fix = fault.message.format_map(words), fault.fix.format_map(words)
     return warning(fault.code, message, fix, paths=paths_of(files))

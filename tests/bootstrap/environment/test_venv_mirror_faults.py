@@ -157,7 +157,7 @@ def test_only_a_lack_of_room_asks_for_a_larger_disk(venv: VolumeVenv) -> None:
     folder = venv.try_to_mirror()
     assert isinstance(other, Finding) and isinstance(gone, Finding) and isinstance(folder, Finding)
     assert f"No such file or directory ({settings})" in gone.message
-    assert f"Is a directory ({settings})" in folder.message
+    assert f"it is not a regular file ({settings})" in folder.message
     assert not [f for f in (other, gone, folder) if "disk" in f.fix]
     assert "COMFYUI_PYTHON" in other.fix and "can be read on a Pod" in gone.fix == folder.fix
 

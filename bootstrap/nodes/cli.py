@@ -263,16 +263,16 @@ class _Command(ManifestCommand[PackSpec]):
         return OK if all(result.good for result in results) else FAILED
 
     def look(self, spec: PackSpec, ask: bool) -> Step:
-        about, place = _about(spec), self.context
+        about, context = _about(spec), self.context
         try:
-            found = look_at_pack(spec, place.nodes)
+            found = look_at_pack(spec, context.nodes)
             if found.state is Presence.THERE:
                 return Step(about, f"{found.what} at {found.path}", there=True)
             if found.state is Presence.OCCUPIED:
                 raise occupied(spec, found)
-            host, size = place.sources.host_of(spec), place.sources.check(spec) if ask else None
+            host, size = context.sources.host_of(spec), context.sources.check(spec) if ask else None
         except OSError as problem:
-            failed = disk_error(problem, place.nodes, None)
+            failed = disk_error(problem, context.nodes, None)
             return Step(about, failed.message, problem=failed)
         except DownloadError as problem:
             return Step(about, f"{problem.message} {problem.fix}", problem=problem)

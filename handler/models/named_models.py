@@ -82,7 +82,7 @@ class ModelAddresses:
         self,
         workflow: Workflow,
         known: Callable[[], Sequence[ModelSpec]],
-        context: Callable[[], ProvisionContext],
+        make_context: Callable[[], ProvisionContext],
         deadline: Deadline,
     ) -> Addressed:
         """Replace addresses in `workflow` by file names; returns their models. `known` are the
@@ -110,7 +110,7 @@ class ModelAddresses:
         if not allowed:
             hints += [_not_allowed(one.address) for one in others]
         elif others:
-            ours = await self._find(others, context, deadline)
+            ours = await self._find(others, make_context, deadline)
         _name_files(workflow, wanted, {**specs, **ours})
         return Addressed((*specs.values(), *ours.values()), tuple(ours.values()), tuple(hints))
 
